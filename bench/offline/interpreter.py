@@ -1,0 +1,156 @@
+"""Repairs of Triton's interpreter (TRITON_INTERPRET=1; Triton 3.6 to 3.9), so that kernels can be judged on a CPU.
+
+`install()` puts right what the stock interpreter computes wrongly without a word (`numerics`), teaches it inline assembly
+(`asm`), libdevice and programmatic dependent launch (no-ops), and stops it from patching `triton.language` anew at every
+call of a device function. It changes Triton for the whole process, which is why tests and `bench/offline` alone call it.
+What it can't see: warps, shared memory, `num_stages`, cache hints. Every kernel must also be compiled (`capture`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter as stock
+
+from . import asm, numerics
+from .asm import register_asm
+
+__all__ = ["install", "register_asm"]
+
+Handle = stock.TensorHandle
+Builder = stock.InterpreterBuilder
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return torch.erf(torch.from_numpy(np.asarray(x))).numpy()
+
+
+def _round_away(x: np.ndarray) -> np.ndarray:
+    return np.trunc(x + np.copysign(0.5, x))
+
+
+LIBDEVICE: dict[str, Callable[..., Any]] = {
+    **{name: getattr(np, name) for name in "tanh exp exp2 log log2 log1p expm1 sqrt sin cos sinh cosh".split()},
+    **{name: getattr(np, name) for name in "floor ceil trunc rint fmin fmax copysign isnan".split()},
+    **{"pow": np.power, "fabs": np.abs, "atan2": np.arctan2, "erf": _erf, "round": _round_away},
+    **{"rsqrt": lambda x: 1 / np.sqrt(x), "fdividef": np.divide, "fast_dividef": np.divide},
+    **{"fast_expf": np.exp, "fast_tanhf": np.tanh},
+}
+
+
+class _Results:
+    """What an assembly operation returns: Triton asks for its results one by one."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self.handles = handles
+
+    def get_result(self, index: int) -> Any:
+        return self.handles[index]
+
+
+def _repair_external() -> None:
+    def create_inline_asm(self: Any, text: str, constraints: str, values: Any, types: Any, pure: bool, pack: int) -> Any:
+        if asm.is_ignored(text):
+            return _Results([Handle(np.zeros(1, np.int32), tl.int32)])
+        results = asm.find(text)(*[value.data for value in values])
+        results = results if isinstance(results, tuple) else (results,)
+        return _Results([Handle(_as(result, kind), kind.scalar) for result, kind in zip(results, types, strict=True)])
+
+    def create_extern_elementwise(self: Any, library: str, path: str, symbol: str, args: Any, result: Any, pure: bool) -> Any:
+        name = symbol.removeprefix("__nv_")
+        name = name if name in LIBDEVICE else name.removesuffix("f")
+        if name not in LIBDEVICE:
+            raise NotImplementedError(f"libdevice function without emulation, see bench/offline/interpreter.py: {symbol}")
+        return Handle(_as(LIBDEVICE[name](*[arg.data for arg in args]), result), result.scalar)
+
+    Builder.create_inline_asm = create_inline_asm
+    Builder.create_extern_elementwise = create_extern_elementwise
+    Builder.create_grid_dependency_wait = lambda self: None
+    Builder.create_grid_dependency_launch_dependents = lambda self: None
+    _bind_cuda_builtins()
+
+
+def _as(values: Any, kind: tl.dtype) -> np.ndarray:
+    return np.asarray(values).astype(stock._get_np_dtype(kind))
+
+
+def _bind_cuda_builtins() -> None:
+    """`tl.extra.cuda` and libdevice find the interpreter's semantic, as `tl` itself does."""
+    from triton.language.extra import cuda, libdevice
+    from triton.language.extra.cuda import gdc
+    from triton.language.extra.cuda import libdevice as cuda_libdevice
+
+    def bind(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = stock.interpreter_semantic
+            return function(*args, **kwargs)
+
+        return bound
+
+    for module in (cuda, gdc, cuda_libdevice):
+        for name, function in inspect.getmembers(module, tl.core.is_builtin):
+            setattr(module, name, bind(function))
+    for name, _ in inspect.getmembers(libdevice, inspect.isfunction):
+        if hasattr(cuda_libdevice, name):
+            setattr(libdevice, name, getattr(cuda_libdevice, name))
+
+
+def _repair_index() -> None:
+    """3.6 turns a scalar into an int by a conversion that NumPy 2.4 refuses for arrays of one element."""
+    original = stock._patch_lang_tensor
+
+    def patch(tensor: Any, *scope: Any) -> None:
+        original(tensor, *scope)
+        scope[-1].set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    stock._patch_lang_tensor = patch
+
+
+def _patch_language_once() -> None:
+    """The stock interpreter patches `triton.language` at every device-function call: two thirds of its time."""
+    patched: set[frozenset[int]] = set()
+    launch = stock.GridExecutor.__call__
+
+    def grid_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patched.clear()
+        try:
+            return launch(self, *args, **kwargs)
+        finally:
+            patched.clear()
+
+    def device_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        modules = getattr(self, "_language_modules", None)
+        if modules is None:
+            found = (value for value in self.fn.__globals__.values() if inspect.ismodule(value))
+            modules = self._language_modules = frozenset(id(value) for value in found if value in (tl, tl.core))
+        if modules not in patched:
+            stock._patch_lang(self.fn)
+            patched.add(modules)
+        function = self.rewrite()
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise stock.InterpreterError(repr(error)) from error
+
+    stock.GridExecutor.__call__ = grid_call
+    stock.InterpretedFunction.__call__ = device_call
+
+
+@functools.cache
+def install() -> None:
+    """Repair the interpreter of this process; a second call does nothing. Raises RuntimeError in a compiling process."""
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("the repairs need TRITON_INTERPRET=1 in the environment before triton is imported")
+    numerics.repair()
+    _repair_external()
+    if triton.__version__.startswith("3.6."):
+        _repair_index()
+    _patch_language_once()

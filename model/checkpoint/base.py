@@ -1,0 +1,84 @@
+"""What every kind of checkpoint offers: a configuration, a table of tensors, and `read`, one tensor at a time.
+
+Tensors have transformers' names of the files it saves, whatever the source calls them; the experts of a GGUF file, whose gate and
+up halves may differ in type, are `block_sparse_moe.{gate_exps,up_exps,output_linear}.weight`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from ..config import GraniteConfig
+
+DENSE_FORMATS = ("float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as it lies in a file. `shape` is logical (of values); `format` a dense dtype's name or a block format's ("q4_k")."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+    file: Path
+    stored_name: str
+
+    @property
+    def packed(self) -> bool:
+        return self.format not in DENSE_FORMATS
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor's content: dense data of that dtype and shape, or the raw blocks of a packed one, uint8 [..., rows, row_bytes].
+
+    Mapped from the file wherever no rows had to move: read it, don't write to it.
+    """
+
+    format: str
+    data: Tensor
+    shape: tuple[int, ...]
+
+
+class Checkpoint(abc.ABC):
+    """An open checkpoint; a context manager.
+
+    Attributes: `kind` ("safetensors" or "gguf"), `path` (the folder or the file), `config`, `tensors` (every tensor that the
+    model uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's key-value pairs).
+    """
+
+    kind: str
+    path: Path
+    config: GraniteConfig
+    tensors: dict[str, TensorInfo]
+    tokenizer_files: tuple[Path, ...] = ()
+    gguf_metadata: dict[str, Any]
+
+    @abc.abstractmethod
+    def read(self, name: str) -> Stored:
+        """The tensor `name`. Raises GraniteError for NaN or infinite values, unless opened with check_finite=False."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether any tensor holds quantized blocks."""
+        return any(info.packed for info in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def close(self) -> None:
+        """Let go of the files. Tensors already read stay valid: they keep their own mapping."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,163 @@
+"""Named tensors become layers: q|k|v and gate|up fused, placed and converted, one tensor at a time. The only file that knows names.
+
+Everything is streamed: at most one source tensor is in memory beside the weights that are already built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from granite_kernels import formats
+from granite_kernels.weight import Weight
+
+from .checkpoint import Checkpoint, Stored
+from .config import GraniteConfig
+from .granite import Experts, Layer, Weights
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Reads tensors of a checkpoint by their transformers names into `dtype` on `device`."""
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    device: torch.device
+    column_major: bool = False
+    progress: Progress | None = None
+
+    def stored(self, name: str) -> Stored:
+        if self.progress is not None:
+            self.progress(name)
+        return self.checkpoint.read(name)
+
+    def into(self, target: Tensor, name: str) -> None:
+        """Fill `target` with the tensor's values, dequantizing packed blocks."""
+        stored = self.stored(name)
+        if stored.data.is_floating_point():
+            target.copy_(stored.data.view(target.shape))
+        else:
+            formats.get(stored.format).dequantize_into(target, stored.data)
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        out = torch.empty(self.checkpoint.tensors[name].shape, dtype=dtype or self.dtype, device=self.device)
+        self.into(out, name)
+        return out
+
+    def weight(self, *names: str) -> Weight:
+        """One dense matrix of the named tensors' rows, in that order."""
+        shapes = [self.checkpoint.tensors[name].shape for name in names]
+        matrix = empty_matrix(sum(rows for rows, _ in shapes), shapes[0][1], self.dtype, self.device, self.column_major)
+        row = 0
+        for name, (rows, _) in zip(names, shapes, strict=True):
+            self.into(matrix[row : row + rows], name)
+            row += rows
+        return Weight.dense(matrix)
+
+    def experts(self, *names: str) -> Weight:
+        """Tensors [experts, rows, columns], joined along the rows of each expert, as one matrix [experts * rows, columns]."""
+        shapes = [self.checkpoint.tensors[name].shape for name in names]
+        count, _, columns = shapes[0]
+        stack = torch.empty(count, sum(shape[1] for shape in shapes), columns, dtype=self.dtype, device=self.device)
+        row = 0
+        for name, (_, rows, _) in zip(names, shapes, strict=True):
+            self.into(stack[:, row : row + rows], name)
+            row += rows
+        return Weight.dense(stack.view(-1, columns))
+
+
+def prefers_column_major(device: torch.device, dtype: torch.dtype, backend: str) -> bool:
+    """Whether plain PyTorch reads the matrices faster with their columns contiguous.
+
+    True for float32 on a CPU: MKL's product of one row streams such a matrix at 20 GB/s where it reads the usual layout at 12
+    (two cores of an AMD Zen 3), and decoding is nothing but that. In 16 bits it is the other way round, by far.
+    """
+    return device.type == "cpu" and dtype == torch.float32 and backend != "triton"
+
+
+def empty_matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.device, column_major: bool) -> Tensor:
+    if column_major:
+        return torch.empty(columns, rows, dtype=dtype, device=device).T
+    return torch.empty(rows, columns, dtype=dtype, device=device)
+
+
+def load_weights(loader: Loader, config: GraniteConfig) -> Weights:
+    """Build every layer of `config` from the loader's checkpoint. A tied head shares the embedding's memory."""
+    embed = loader.weight("model.embed_tokens.weight")
+    layers = [_layer(loader, config, f"model.layers.{index}.") for index in range(config.num_hidden_layers)]
+    norm = loader.tensor("model.norm.weight")
+    head = embed if config.tie_word_embeddings else loader.weight("lm_head.weight")
+    return Weights(embed, layers, norm, head)
+
+
+def _layer(loader: Loader, config: GraniteConfig, prefix: str) -> Layer:
+    attention = prefix + "self_attn."
+    parts = dict(
+        input_norm=loader.tensor(prefix + "input_layernorm.weight"),
+        qkv=loader.weight(*(f"{attention}{name}_proj.weight" for name in "qkv")),
+        o=loader.weight(attention + "o_proj.weight"),
+        post_norm=loader.tensor(prefix + "post_attention_layernorm.weight"),
+    )
+    if not config.is_moe:
+        gate_up = loader.weight(prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight")
+        return Layer(**parts, gate_up=gate_up, down=loader.weight(prefix + "mlp.down_proj.weight"))
+    return Layer(**parts, experts=_experts(loader, config, prefix))
+
+
+def _experts(loader: Loader, config: GraniteConfig, prefix: str) -> Experts:
+    moe, shared = prefix + "block_sparse_moe.", prefix + "shared_mlp."
+    fused = moe + "input_linear.weight"
+    names = (fused,) if fused in loader.checkpoint.tensors else (moe + "gate_exps.weight", moe + "up_exps.weight")
+    router = moe + "router.layer.weight"
+    stored = loader.checkpoint.tensors[router].format
+    return Experts(
+        loader.tensor(router, torch.float32 if stored == "float32" else None),
+        loader.experts(*names),
+        loader.experts(moe + "output_linear.weight"),
+        loader.weight(shared + "input_linear.weight") if config.shared_intermediate_size else None,
+        loader.weight(shared + "output_linear.weight") if config.shared_intermediate_size else None,
+    )
+
+
+def random_weights(
+    config: GraniteConfig, *, seed: int, dtype: torch.dtype, device: torch.device, column_major: bool = False
+) -> Weights:
+    """Normal weights of standard deviation 0.02, norms of one: the shapes of `config` without a checkpoint."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(rows: int, columns: int) -> Weight:
+        matrix = empty_matrix(rows, columns, dtype, device, column_major)
+        return Weight.dense(matrix.normal_(0.0, 0.02, generator=generator))
+
+    def ones() -> Tensor:
+        return torch.ones(config.hidden_size, dtype=dtype, device=device)
+
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+    def layer() -> Layer:
+        attention = dict(
+            input_norm=ones(), qkv=normal((heads + 2 * kv_heads) * head_dim, hidden), o=normal(hidden, heads * head_dim), post_norm=ones()
+        )
+        if not config.is_moe:
+            return Layer(**attention, gate_up=normal(2 * inner, hidden), down=normal(hidden, inner))
+        count, shared = config.num_local_experts, config.shared_intermediate_size
+        experts = Experts(
+            normal(count, hidden).parts[0].planes[0].data,
+            normal(count * 2 * inner, hidden),
+            normal(count * hidden, inner),
+            normal(2 * shared, hidden) if shared else None,
+            normal(hidden, shared) if shared else None,
+        )
+        return Layer(**attention, experts=experts)
+
+    embed = normal(config.vocab_size, hidden)
+    layers = [layer() for _ in range(config.num_hidden_layers)]
+    return Weights(embed, layers, ones(), embed if config.tie_word_embeddings else normal(config.vocab_size, hidden))
+
+
