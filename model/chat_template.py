@@ -14,7 +14,8 @@ import jinja2
 
 from granite_kernels.errors import GraniteError
 
-from .template_sandbox import MAX_TEXT, BoundedEnvironment, BudgetExceededError, budget
+from .template_budget import MAX_SECONDS, MAX_TEXT, BudgetExceededError, budget
+from .template_sandbox import BoundedEnvironment
 
 MAX_TEMPLATE = 1 << 17  # characters; published templates have 1,000 to 30,000
 _REASONING = (
@@ -27,8 +28,8 @@ _REASONING = (
 def plain_data(value: Any, where: str) -> Any:
     """A copy of `value` made of None, bool, int, float, str, list, tuple and dict alone; `where` names it in an error.
 
-    Mappings, dataclasses and pydantic models become dicts. Anything else raises GraniteError: an object with methods must
-    not reach the template.
+    Mappings, dataclasses and pydantic models become dicts. Anything else raises GraniteError: an object with methods
+    must not reach the template.
     """
     if value is None or type(value) in (str, int, float, bool):
         return value
@@ -85,16 +86,20 @@ def _shown(value: Any) -> str:
 
 
 class ChatTemplate:
-    """One compiled template. `text` is its source, `where` names it in errors; a bad one raises GraniteError here."""
+    """One compiled template, whose renderings may take `seconds` each.
 
-    def __init__(self, text: str, where: str) -> None:
+    `text` is its source and `where` names it in errors; one that can't be compiled raises GraniteError here.
+    """
+
+    def __init__(self, text: str, where: str, *, seconds: float = MAX_SECONDS) -> None:
+        self._seconds = seconds
         self.text = text
         self.where = where
         if len(text) > MAX_TEMPLATE:
             raise GraniteError(f"{where}: has {len(text)} characters, more than the {MAX_TEMPLATE} a template may have")
         environment = BoundedEnvironment()
         try:
-            with budget():
+            with budget(self._seconds):
                 self._template = environment.load(text)
         except jinja2.TemplateSyntaxError as error:
             raise GraniteError(f"{where}, line {error.lineno}: not a valid jinja2 template: {error.message}") from error
@@ -116,7 +121,7 @@ class ChatTemplate:
         pieces: list[str] = []
         size = 0
         try:
-            with budget():
+            with budget(self._seconds):
                 for piece in self._template.generate(variables):
                     size += len(piece)
                     if size > MAX_TEXT:
@@ -178,7 +183,7 @@ def _read(path: Path) -> str:
 
 
 def gguf_templates(metadata: Mapping[str, Any], source: str) -> dict[str, str]:
-    """The templates in a GGUF's metadata by name: `tokenizer.chat_template` as "default", `tokenizer.chat_template.NAME`."""
+    """The templates in a GGUF by name: `tokenizer.chat_template` as "default", and `tokenizer.chat_template.NAME`."""
     prefix = "tokenizer.chat_template"
     templates = {}
     for key, value in metadata.items():

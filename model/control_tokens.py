@@ -1,7 +1,7 @@
 """Telling a template's control tokens from the same words in somebody's text.
 
-A rendered chat is one string, in which `<|end_of_text|>` written by the template and `<|end_of_text|>` typed by a user look
-alike. So a chat whose data could hold such a word is rendered once more with one character of the word replaced by a
+A rendered chat is one string, in which `<|end_of_text|>` written by the template and `<|end_of_text|>` typed by a user
+look alike. So a chat whose data could hold such a word is rendered with one character of the word replaced by a
 private-use one. That rendering has the same length and the same shape, and each control token still whole in it is the
 template's own.
 
@@ -51,7 +51,7 @@ class ControlTokens:
         return positions
 
     def marks(self, data: Any, template: str) -> "Marks | None":
-        """The marks for `data` (plain JSON data) in `template`; None if nothing in the data could be taken for control."""
+        """The marks for `data` (plain JSON data) in `template`; None if nothing in it could be taken for control."""
         texts = list(_strings(data))
         if not any(self.doubtful(text) for text in texts):
             return None

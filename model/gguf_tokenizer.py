@@ -1,8 +1,8 @@
 """A `tokenizers.Tokenizer` from the metadata of a GGUF, tokenizing as llama.cpp does.
 
-Byte-level BPE alone (`tokenizer.ggml.model = gpt2`): the vocabulary and merges are in the file, the rule that cuts a text
-into words before merging is only named there (`tokenizer.ggml.pre`), and stands here. Most rules cut the text with one
-expression after another, each inside the pieces of the one before; that is where a GGUF and a tokenizer.json differ.
+Byte-level BPE alone (`tokenizer.ggml.model = gpt2`): the vocabulary and merges are in the file, the rule that cuts a
+text into words before merging is only named there (`tokenizer.ggml.pre`), and stands here. Some rules cut the text with
+one expression after another, each inside the pieces of the one before; that is where a GGUF and a tokenizer.json differ.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class TokenType(IntEnum):
 
 
 def build_backend(metadata: Mapping[str, Any], source: str) -> Tokenizer:
-    """The tokenizer that `metadata` (the raw GGUF keys, arrays as lists) describes; `source` names the file in errors."""
+    """The tokenizer that `metadata` (raw GGUF keys, arrays as lists) describes; `source` names the file in errors."""
     rule = _rule(metadata, source)
     tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}

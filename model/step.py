@@ -85,8 +85,8 @@ class State:
 def first(state: State, logits: Tensor, cache: Cache, ops: Ops) -> None:
     """Choose the first new token from the prompt's last logits [batch, vocab]."""
     ops.sample_step(logits, state.uniforms, state.seen, state.sampling, state.ids, state.positions, cache.lengths, state.steps, state.tokens)
-    state.positions -= 1  # the prompt's slots are counted already: only a token that went through the layers moves these on
-    cache.lengths -= 1
+    state.positions.sub_(1)  # the prompt is counted already: only a token that went through the layers moves these on
+    cache.lengths.sub_(1)
 
 
 def step(config: GraniteConfig, weights: granite.Weights, rotary: Tensor, state: State, cache: Cache, ops: Ops) -> None:

@@ -5,21 +5,16 @@ doubles thirty times is within its rules. Here every rendering has a budget of s
 
 - each pass through a loop body and each call, filter and test spends from it (a call to `tick` is put into the syntax
   tree, because jinja2 has no hook in a loop);
-- whatever makes a long text in a single step (`*`, `~`, `%`, `replace`, `join`, `tojson`, ...) is measured before it runs.
+- whatever makes a long text in a single step (`*`, `~`, `%`, `replace`, `join`, `tojson`, ...) is measured beforehand.
 
-The rest is what transformers offers a template: trimmed blocks, `break` and `continue`, `{% generation %}`, `tojson` without
-HTML escapes, `raise_exception` and `strftime_now`. `lipsum` (random text) is left out.
+The rest is what transformers offers a template: trimmed blocks, `break` and `continue`, `{% generation %}`, `tojson`
+without HTML escapes, `raise_exception` and `strftime_now`. `lipsum` (random text) is left out.
 """
 
 import json
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
-from itertools import chain
 from typing import Any
 
 import jinja2
@@ -31,130 +26,38 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_SECONDS = 2.0  # the largest real conversations take milliseconds
-MAX_TEXT = 1 << 24  # characters in one string; a context of 131072 tokens is about 2**19
-MAX_WORK = 1 << 29  # characters made by one rendering, intermediate strings included
-MAX_NUMBER = 100_000  # widths, counts and paddings; jinja2's own limit for range()
-MAX_INTEGER_BITS = 1 << 14
-
-
-class BudgetExceededError(Exception):
-    """A rendering used up its time or its characters; not a ValueError, which some filters swallow."""
-
-
-class _Budget:
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.deadline = time.monotonic() + seconds
-        self.work = MAX_WORK
-
-    def spend(self, characters: int = 0) -> None:
-        if characters > MAX_TEXT:
-            raise BudgetExceededError(f"makes a text of more than {MAX_TEXT} characters")
-        self.work -= characters
-        if self.work < 0:
-            raise BudgetExceededError(f"makes more than {MAX_WORK} characters in all")
-        if time.monotonic() > self.deadline:
-            raise BudgetExceededError(f"runs for more than {self.seconds:g} s")
-
-
-_current: ContextVar[_Budget | None] = ContextVar("budget", default=None)
-
-
-@contextmanager
-def budget(seconds: float = MAX_SECONDS) -> Iterator[None]:
-    """Bound everything that the templates of this thread do inside the block."""
-    token = _current.set(_Budget(seconds))
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def spend(characters: int = 0) -> None:
-    """Take `characters` and the time passed so far from the budget; raises BudgetExceededError when it is used up."""
-    current = _current.get()
-    if current is not None:
-        current.spend(characters)
-
-
-def _weigh(value: Any) -> int:
-    """A lower bound on the characters of `value` as text; stops early, so that shared references can't make it long."""
-    total, steps, stack = 0, 0, [value]
-    while stack and total <= MAX_TEXT:
-        item = stack.pop()
-        steps += 1
-        if steps % 65536 == 0:
-            spend()
-        if isinstance(item, str):
-            total += len(item)
-        elif isinstance(item, Mapping):
-            total += 4 * len(item)
-            stack.extend(chain.from_iterable(item.items()))
-        elif isinstance(item, list | tuple | set):
-            total += 2 * len(item)
-            stack.extend(item)
-        else:
-            total += 1
-    return total
-
-
-def _check_small(*numbers: Any) -> None:
-    if any(isinstance(number, int) and abs(number) > MAX_NUMBER for number in numbers):
-        raise BudgetExceededError(f"asks for a width or a count over {MAX_NUMBER}")
-
-
-def _percent_weight(text: str, values: Any) -> int:
-    if re.search(r"%[^a-zA-Z%]*(\d{6}|\*)", text):
-        raise BudgetExceededError("pads a value to an excessive width")
-    return len(text) + text.count("%") * _weigh(values)
-
-
-def _braces_weight(text: str, values: Any, named: Any) -> int:
-    if re.search(r"\d{6}|:[^{}]*\{", text):
-        raise BudgetExceededError("pads a value to an excessive or a computed width")
-    return len(text) + text.count("{") * _weigh([values, named])
-
-
-def _replace_weight(text: Any, old: Any, new: Any, *_: Any, **__: Any) -> int:
-    text, old, new = str(text), str(old), str(new)
-    return len(text) + text.count(old) * len(new)
-
-
-def _indent_weight(value: Any, width: Any = 4, *_: Any, indent: Any = None, **__: Any) -> int:
-    step = width if indent is None else indent
-    return _weigh(value) * (1 + (len(step) if isinstance(step, str) else int(step or 0)))
-
-
-def _json_weight(value: Any, *_: Any, indent: Any = None, **__: Any) -> int:
-    return _indent_weight(value, indent=indent or 0)
-
-
-def _join_weight(items: Any, separator: Any = "", *_: Any, d: Any = None, **__: Any) -> int:
-    return _weigh(items) + len(items) * len(str(separator if d is None else d))
-
-
-def _wrap_weight(text: Any, *arguments: Any, wrapstring: Any = None, **__: Any) -> int:
-    return len(str(text)) * (1 + _weigh([*arguments, wrapstring]))
-
+from .template_budget import (
+    MAX_INTEGER_BITS,
+    BudgetExceededError,
+    braces_weight,
+    check_small,
+    indent_weight,
+    join_weight,
+    json_weight,
+    percent_weight,
+    replace_weight,
+    spend,
+    weigh,
+    wrap_weight,
+)
 
 _FILTER_WEIGHTS: dict[str, Callable[..., int]] = {
-    "format": lambda text, *values, **named: _percent_weight(str(text), named or values),
-    "indent": _indent_weight,
-    "join": _join_weight,
-    "pprint": _weigh,
-    "replace": _replace_weight,
-    "string": _weigh,
-    "tojson": _json_weight,
-    "wordwrap": _wrap_weight,
+    "format": lambda text, *values, **named: percent_weight(str(text), named or values),
+    "indent": indent_weight,
+    "join": join_weight,
+    "pprint": weigh,
+    "replace": replace_weight,
+    "string": weigh,
+    "tojson": json_weight,
+    "wordwrap": wrap_weight,
 }
 
 
 _COUNTING_FILTERS = frozenset({"batch", "center", "indent", "round", "slice", "tojson"})  # take a width or a count
 
 _METHOD_WEIGHTS: dict[str, Callable[..., int]] = {
-    "join": lambda separator, items: _join_weight(items, separator),
-    "replace": _replace_weight,
+    "join": lambda separator, items: join_weight(items, separator),
+    "replace": replace_weight,
 }
 
 
@@ -172,7 +75,7 @@ def _guarded(name: str, function: Any) -> Callable[..., Any]:
                 values[first] = list(values[first])
             spend(weight(*values[first:], **named))
         if counting:
-            _check_small(*values[first + 1 :], *named.values())
+            check_small(*values[first + 1 :], *named.values())
         result = function(*values, **named)
         spend(len(result) if isinstance(result, str | list | tuple) else 0)
         return result
@@ -203,7 +106,7 @@ def _power(left: Any, right: Any) -> Any:
 
 def _modulo(left: Any, right: Any) -> Any:
     if isinstance(left, str):
-        spend(_percent_weight(left, right))
+        spend(percent_weight(left, right))
     return left % right
 
 
@@ -226,7 +129,7 @@ def _raise_exception(message: Any) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
-    _check_small(len(pattern))
+    check_small(len(pattern))
     return datetime.now().strftime(pattern)
 
 
@@ -242,7 +145,7 @@ def _namespace(*arguments: Any, **named: Any) -> Namespace:
 
 
 class GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`, by which training code marks the assistant's text; here it is just text."""
+    """`{% generation %}...{% endgeneration %}`, by which training code marks the assistant's text; here just text."""
 
     tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
@@ -306,7 +209,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         spend(characters)
 
     def concatenate(self, *items: Any) -> str:
-        spend(_weigh(items))
+        spend(weigh(items))
         return "".join(map(str, items))
 
     def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
@@ -315,7 +218,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             values = [list(value) if isinstance(value, Iterator) else value for value in arguments]
             if function.__name__ in _METHOD_WEIGHTS:
                 spend(_METHOD_WEIGHTS[function.__name__](function.__self__, *values, **named))
-            _check_small(*values, *named.values())
+            check_small(*values, *named.values())
             arguments = tuple(values)
         result = super().call(context, function, *arguments, **named)
         spend(len(result) if isinstance(result, str | list | tuple) else 0)
@@ -330,12 +233,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return None
 
         def measured(*values: Any, **named: Any) -> str:
-            spend(_braces_weight(value.__self__, values, named))
+            spend(braces_weight(value.__self__, values, named))
             return formatted(*values, **named)
 
         return measured
 
     @staticmethod
     def _count(value: Any) -> Any:
-        spend(_weigh(value))
+        spend(weigh(value))
         return value

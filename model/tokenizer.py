@@ -7,7 +7,7 @@ texts (several spaces before a digit, some numerals), because the files do.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import tokenizers
 from tokenizers import AddedToken, processors
@@ -55,7 +55,7 @@ class TokenizerSource(Protocol):
 class Tokenizer:
     """`encode`, `decode`, `apply_chat_template` and `stream_decoder` over a `tokenizers.Tokenizer`.
 
-    Attributes: `vocab_size` (largest id + 1), `bos_token_id`, `eos_token_id`, `pad_token_id` (None where there is none),
+    Attributes: `vocab_size` (largest id + 1), `bos_token_id`, `eos_token_id`, `pad_token_id` (None if there is none),
     `special_ids`, and `chat_template`, the source of the usual template or None.
     """
 
@@ -95,7 +95,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":
-        """The tokenizer of a checkpoint folder: tokenizer.json, with tokenizer_config.json and its companions beside it."""
+        """The tokenizer of a checkpoint folder: tokenizer.json, and tokenizer_config.json with its companions."""
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -131,7 +131,7 @@ class Tokenizer:
         return cls(backend, named=named, templates=templates, source=source, chat_bos=bool(first))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of `text`; special tokens written in it are recognised, and those that belong around a text are added."""
+        """The ids of `text`; special tokens written in it are recognised, and those that go around a text are added."""
         if not isinstance(text, str):
             raise GraniteError(f"encode takes a str, not a {type(text).__name__}")
         return self.backend.encode(_encodable(text), add_special_tokens=add_special_tokens).ids
@@ -149,9 +149,19 @@ class Tokenizer:
         """A fresh decoder for one sequence: `push(id)` and, at the end, `finish()` return the text that is now sure."""
         return stream_decoder(self.backend, self.special_ids if skip_special_tokens else frozenset())
 
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Any], *, tokenize: Literal[True], **keywords: Any
+    ) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Any], *, tokenize: Literal[False] = False, **keywords: Any
+    ) -> str: ...
+
     def apply_chat_template(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,

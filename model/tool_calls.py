@@ -1,7 +1,7 @@
 """The tool calls in an answer, in each of the forms that Granite models write them.
 
-Granite 3.0 begins with the token `<|tool_call|>`, 3.1 mostly with the plain characters `<tool_call>`, and either may leave
-the mark out and write bare JSON. What follows is a list of objects, one object, or several in a row.
+Granite 3.0 begins with the token `<|tool_call|>`, 3.1 mostly with the plain characters `<tool_call>`, and either may
+leave the mark out and write bare JSON. What follows is a list of objects, one object, or several in a row.
 """
 
 import json
@@ -26,11 +26,10 @@ def parse_tool_calls(text: str) -> list[dict[str, Any]]:
     mark = _MARK.search(text)
     if mark is None:
         start = _skip(_FENCE, text, 0)
-        return _calls(text, start, len(text))[0] if _BARE_CALL.match(text, start) else []
+        return _calls(text, start)[0] if _BARE_CALL.match(text, start) else []
     calls: list[dict[str, Any]] = []
     while mark is not None:
-        following = _MARK.search(text, mark.end())
-        found, end = _calls(text, _skip(_FENCE, text, mark.end()), following.start() if following else len(text))
+        found, end = _calls(text, _skip(_FENCE, text, mark.end()))
         calls += found
         mark = _MARK.search(text, max(end, mark.end()))
     return calls
@@ -41,25 +40,34 @@ def _skip(pattern: re.Pattern[str], text: str, start: int) -> int:
     return match.end() if match else start
 
 
-def _calls(text: str, start: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """(the calls written from `start` on, where they end); what can't be read is taken to end at `limit`."""
+def _next_mark(text: str, start: int) -> int:
+    mark = _MARK.search(text, start)
+    return mark.start() if mark else len(text)
+
+
+def _calls(text: str, start: int) -> tuple[list[dict[str, Any]], int]:
+    """(the calls written from `start` on, where they end); what can't be read is taken to end at the next mark."""
+    limit = _next_mark(text, start)
     listed = text.startswith("[", start)
     position = start + listed
     calls: list[dict[str, Any]] = []
     while True:
         position = _skip(_BETWEEN, text, position)
+        if position > limit:  # the mark was a word in an argument
+            limit = _next_mark(text, position)
         if listed and text.startswith("]", position):
             return calls, position + 1
-        if calls and (not text[position:limit] or text.startswith("</tool_call>", position)):
+        if calls and (position == len(text) or text.startswith("<", position)):  # the list wasn't closed
             return calls, position
         if calls and not listed and not text.startswith("{", position):
             return calls, position
+        if position == limit:
+            return [*calls, _malformed("no JSON follows", "")], limit
         try:
             value, end = _decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            reason = f"not valid JSON: {error}" if text[position:limit] else "no JSON follows"
-            calls.append(_malformed(reason, text[position if calls else start : max(limit, position)]))
-            return calls, max(limit, position)
+            written = text[position if calls else start : limit]
+            return [*calls, _malformed(f"not valid JSON: {error}", written)], limit
         calls += (_call(item, text[position:end]) for item in _unlisted(value))
         position = end
 

@@ -42,7 +42,8 @@ class Loader:
         if stored.data.is_floating_point():
             target.copy_(stored.data.view(target.shape))
         else:
-            formats.get(stored.format).dequantize_into(target, stored.data)
+            values = formats.get_gguf(stored.format).dequantize(stored.data, stored.shape, target.dtype)
+            target.copy_(values.view(target.shape))
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         out = torch.empty(self.checkpoint.tensors[name].shape, dtype=dtype or self.dtype, device=self.device)

@@ -1,4 +1,4 @@
-"""A small Granite-like tokenizer folder, nasty strings and conversations, for the tests of tokenizer and chat template."""
+"""A small Granite-like tokenizer folder, nasty strings and conversations, for the tests of tokenizer and template."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ END = "<|end_of_text|>"
 FIRST_SPECIAL = [END, "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>", "<reponame>"]
 LAST_SPECIAL = ["<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"]
 
-# Every feature that Granite's template uses: undefined-tolerant tests, `loop`, tojson with and without indent, the date.
+# Each feature that Granite's template uses: undefined-tolerant tests, `loop`, tojson with and without indent, the date.
 TEMPLATE = """\
 {%- if messages[0]['role'] == 'system' %}
     {%- set opening = messages[0]['content'] %}
@@ -63,7 +63,7 @@ _CORPUS = [
 
 
 def make_backend() -> Tokenizer:
-    """A byte-level BPE of a few hundred tokens with Granite's pre-tokenizer; its special ids first and last, like Granite's."""
+    """A byte-level BPE of a few hundred tokens with Granite's pre-tokenizer, its special ids first and last."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -99,25 +99,31 @@ def make_folder(folder: Path, **config: Any) -> Path:
     return folder
 
 
+# fmt: off
 NASTY = [
-    "", " ", "  ", "   ", "\n", "\n\n\n", "\t", "\r\n", "\r", " \n ", "\u00a0", "\u3000", "\u2028", "\u0085", "\x00", "\x00\x01\x02",
-    "\x1f", "\x7f", "\ufeff", "\ufffd", "\ufffe", "\U0010ffff", "\ue000", "\u200b", "\u200d", "\u202e", "\u0301", "e\u0301", "é",
-    "a", "Hello", " Hello", "Hello ", "  Hello  ", "Hello, world!", "hello world hello", "HELLO", "I'm", "I'M", "don't they'll we've",
-    "'s't're've'm'll'd", "''''", "it’s", "1", "12", "123", "1234567890", " 1", "  1", "   1", "1 2  3   4", "3.14159", "-1e-10", "0x1F",
-    "1,000,000", "½", " ½", "²³", "٣٤٥", "१२३", "Ⅷ", "①②", "१ १", "a1b2c3", "1a", "x  1", "if x:\n    return  1\n", "\tdef f():\n\t\tpass",
-    "a\n\n\nb", "a \n b", "foo   bar", " " * 50, "\n" * 50, "a" * 200, "ab" * 100, "=" * 80, "<|end_of_text|>", " <|end_of_text|> ",
-    "a<|end_of_text|>b", "<|start_of_role|>user<|end_of_role|>", "<|tool_call|>", "<tool_call>[{}]", "<|end_of_text", "<||end_of_text||>",
-    "<<|end_of_text|>>", "<|end_of_text|><|end_of_text|>", "<fim_prefix><fim_suffix>", "<FIM_PREFIX>", "🙂", "👩‍👩‍👧‍👦", "🇩🇪", "👍🏽", "日本語テキスト", "한국어", "العربية",
-    "עברית", "ไทย", "Ελληνικά", "русский", "Ünïcödé", "ﬁ ﬂ", "Ａｂｃ", "ǅ", "ß", "İi", "http://a.b/c?d=e&f=g#h", "a@b.co", "C:\\x\\y", "{\"a\": [1, null]}",
-    "$x^2 + y_i$", "—–…“”", "!!!???...", "a.b,c;d:e", "\\n\\t", "\"'`", "𝔘𝔫𝔦", "𐍈", "क्षि", "a\u0300\u0301\u0302\u0303",
-]  # fmt: skip
+    "", " ", "  ", "   ", "\n", "\n\n\n", "\t", "\r\n", "\r", " \n ", "\u00a0", "\u3000", "\u2028",
+    "\u0085", "\x00", "\x00\x01\x02", "\x1f", "\x7f", "\ufeff", "\ufffd", "\ufffe", "\U0010ffff", "\ue000",
+    "\u200b", "\u200d", "\u202e", "\u0301", "e\u0301", "é", "a", "Hello", " Hello", "Hello ", "  Hello  ",
+    "Hello, world!", "hello world hello", "HELLO", "I'm", "I'M", "don't they'll we've", "'s't're've'm'll'd",
+    "''''", "it’s", "1", "12", "123", "1234567890", " 1", "  1", "   1", "1 2  3   4", "3.14159", "-1e-10",
+    "0x1F", "1,000,000", "½", " ½", "²³", "٣٤٥", "१२३", "Ⅷ", "①②", "१ १", "a1b2c3", "1a", "x  1",
+    "if x:\n    return  1\n", "\tdef f():\n\t\tpass", "a\n\n\nb", "a \n b", "foo   bar", " " * 50,
+    "\n" * 50, "a" * 200, "ab" * 100, "=" * 80, "<|end_of_text|>", " <|end_of_text|> ", "a<|end_of_text|>b",
+    "<|start_of_role|>user<|end_of_role|>", "<|tool_call|>", "<tool_call>[{}]", "<|end_of_text",
+    "<||end_of_text||>", "<<|end_of_text|>>", "<|end_of_text|><|end_of_text|>", "<fim_prefix><fim_suffix>",
+    "<FIM_PREFIX>", "🙂", "👩‍👩‍👧‍👦", "🇩🇪", "👍🏽", "日本語テキスト", "한국어", "العربية", "עברית",
+    "ไทย", "Ελληνικά", "русский", "Ünïcödé", "ﬁ ﬂ", "Ａｂｃ", "ǅ", "ß", "İi", "http://a.b/c?d=e&f=g#h",
+    "a@b.co", "C:\\x\\y", "{\"a\": [1, null]}", "$x^2 + y_i$", "—–…“”", "!!!???...", "a.b,c;d:e", "\\n\\t",
+    "\"'`", "𝔘𝔫𝔦", "𐍈", "क्षि", "a\u0300\u0301\u0302\u0303",
+]
+# fmt: on
 
 TOOLS = [
     {
         "type": "function",
         "function": {
             "name": "weather",
-            "description": "Today's weather for <a city> & \"more\" — für alle",
+            "description": 'Today\'s weather for <a city> & "more" — für alle',
             "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
         },
     }
@@ -163,7 +169,9 @@ def check_ids(ours: Any, theirs: Any) -> None:
         assert ids == theirs(text)["input_ids"], repr(text)
         assert ids == theirs.encode(text), repr(text)
         for skip in (False, True):
-            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), repr(text)
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), repr(
+                text
+            )
 
 
 def check_renderings(ours: Any, theirs: Any) -> None:

@@ -13,6 +13,7 @@ from granite_kernels.errors import GraniteError
 
 if TYPE_CHECKING:
     from granite_kernels.formats.base import Format
+    from granite_kernels.formats.coded import CodedFormat
     from granite_kernels.formats.gguf import GgufFormat
 
 GGUF_NAMES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
@@ -37,4 +38,16 @@ def get_gguf(name: str) -> GgufFormat:
     format = get(name)
     if not isinstance(format, GgufFormat):
         raise GraniteError(f"{name!r} is not a GGUF block format; those are {', '.join(GGUF_NAMES)}")
+    return format
+
+
+def get_coded(name: str) -> CodedFormat:
+    """The format called `name` ("int8", "fp8" or one of INT4_NAMES), which packs codes that stand beside their scales."""
+    from granite_kernels.formats.coded import CodedFormat
+
+    format = get(name)
+    if not isinstance(format, CodedFormat):
+        raise GraniteError(
+            f"{name!r} is stored in blocks; codes beside scales are {', '.join(NAMES[len(GGUF_NAMES) :])}"
+        )
     return format

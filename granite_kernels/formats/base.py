@@ -59,7 +59,7 @@ class Format(abc.ABC):
         return sum(self.code_bits) + sum(8 * m.dtype.itemsize / m.width for m in self.metadata if m.width != ROW)
 
     def layout(self, shape: Sequence[int]) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
-        """Shape and dtype of each plane of a matrix of `shape`."""
+        """Shape and dtype of each plane of a matrix of `shape` (float16 scales may be bfloat16 where a file's are)."""
         rows, columns = self._check(shape)
         padded = -(-rows // ROWS) * ROWS
         by_bits = {
@@ -151,7 +151,7 @@ class Format(abc.ABC):
         codes, shift = None, 0
         for bits, piece in zip(self.code_bits, pieces, strict=False):
             if bits == 8:
-                part = piece.view(torch.uint8)
+                part = piece.view(torch.uint8).clone()  # the planes' own bytes: callers may write to codes
             else:
                 part = spread(piece[..., None] if bits == 1 else piece, bits)
             codes = part if codes is None else codes.bitwise_or_(part.bitwise_left_shift_(shift))
@@ -160,10 +160,10 @@ class Format(abc.ABC):
         return codes, pieces[len(self.code_bits) :]
 
     def _between(self, planes: Sequence[Tensor], first: int, last: int) -> list[Tensor]:
-        """Rows first .. last - 1 of each plane, [rows, ...] and contiguous; first a multiple of 8."""
+        """Rows first .. last - 1 of each plane, [rows, ...]; first a multiple of 8."""
         groups = slice(first // 8, -(-last // 8))
         return [
-            separate(plane[groups])[: last - first] if mixed else plane[first:last].clone()
+            separate(plane[groups])[: last - first] if mixed else plane[first:last]
             for plane, mixed in zip(planes, self._interleaved, strict=True)
         ]
 

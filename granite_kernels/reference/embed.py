@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from granite_kernels.weight import DENSE, Weight, dense_matrix
+from granite_kernels import formats
+from granite_kernels.weight import DENSE, Weight
 
 
 def embed(ids: Tensor, weight: Weight, *, multiplier: float, dtype: torch.dtype) -> Tensor:
@@ -16,7 +16,7 @@ def embed(ids: Tensor, weight: Weight, *, multiplier: float, dtype: torch.dtype)
     """
     (part,) = weight.parts
     if part.format == DENSE:
-        rows = F.embedding(ids, part.planes[0]).to(dtype)
+        rows = part.planes[0][ids].to(dtype)
     else:
-        rows = F.embedding(ids, dense_matrix(part, dtype))
+        rows = formats.get(part.format).rows(part.planes, part.shape, ids, dtype)
     return rows if multiplier == 1.0 else rows * multiplier

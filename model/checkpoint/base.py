@@ -1,7 +1,8 @@
 """What every kind of checkpoint offers: a configuration, a table of tensors, and `read`, one tensor at a time.
 
-Tensors have transformers' names of the files it saves, whatever the source calls them; the experts of a GGUF file, whose gate and
-up halves may differ in type, are `block_sparse_moe.{gate_exps,up_exps,output_linear}.weight`.
+Tensors have the names in the files that transformers saves, whatever the source calls them. In a GGUF file the gate and
+up halves of experts may differ in type, so that they stay apart: `block_sparse_moe.{gate_exps,up_exps}.weight` stand for
+`input_linear.weight`, and `shared_mlp.{gate_proj,up_proj}.weight` for that of the shared expert.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DENSE_FORMATS = ("float32", "float16", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as it lies in a file. `shape` is logical (of values); `format` a dense dtype's name or a block format's ("q4_k")."""
+    """A tensor as it lies in a file: `shape` counts values, `format` is a dtype's name or a block format's ("q4_k")."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,9 +37,9 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor's content: dense data of that dtype and shape, or the raw blocks of a packed one, uint8 [..., rows, row_bytes].
+    """A tensor's content: `data` has that dtype and shape, or is a packed one's raw blocks, uint8 [..., rows, row_bytes].
 
-    Mapped from the file wherever no rows had to move: read it, don't write to it.
+    It is mapped from the file wherever no rows had to move: read it, don't write to it.
     """
 
     format: str
@@ -49,8 +50,8 @@ class Stored:
 class Checkpoint(abc.ABC):
     """An open checkpoint; a context manager.
 
-    Attributes: `kind` ("safetensors" or "gguf"), `path` (the folder or the file), `config`, `tensors` (every tensor that the
-    model uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's key-value pairs).
+    Attributes: `kind` ("safetensors" or "gguf"), `path` (the folder or the file), `config`, `tensors` (every tensor that
+    the model uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's pairs).
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Checkpoint(abc.ABC):
         """Bytes of all tensors as they are stored."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Let go of the files. Tensors already read stay valid: they keep their own mapping."""
 

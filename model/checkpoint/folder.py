@@ -1,7 +1,7 @@
 """A folder of safetensors: which files hold the weights, and what its JSON says.
 
-An index is input from strangers. It may only name files of its own folder, ending in .safetensors; links out of the folder are
-refused, except those of a hub cache, whose snapshots link into the blobs two levels up.
+An index is input from strangers. It may only name files of its own folder, ending in .safetensors; links out of the
+folder are refused, except those of a hub cache, whose snapshots link into the blobs two levels up.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _indexed(folder: Path, index: Path) -> Shards:
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not _plain(file):
             raise GraniteError(
-                f"{index}: {tensor} is said to be in {str(file)[:200]!r}; expected the name of a .safetensors file in the same folder"
+                f"{index}: {tensor} is said to be in {str(file)[:200]!r}; "
+                "expected the name of a .safetensors file in the same folder"
             )
         listed.setdefault(file, set()).add(tensor)
     missing = sorted(file for file in listed if not (folder / file).exists())

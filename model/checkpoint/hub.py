@@ -1,7 +1,7 @@
 """From what the user names to a file or folder on this machine: a path, else a hub id, in the cache or downloaded.
 
-Only configuration, tokenizer and safetensors are ever downloaded. A complete snapshot in the cache is used without asking the
-network; huggingface_hub's own variables (HF_HUB_OFFLINE, HF_HOME, HF_TOKEN) mean what they mean there.
+Only configuration, tokenizer and safetensors are ever downloaded. A complete snapshot in the cache is used without
+asking the network; huggingface_hub's own variables (HF_HUB_OFFLINE, HF_HOME, HF_TOKEN) mean what they mean there.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _download(repo: str, where: dict[str, Any], local_files_only: bool) -> Path:
         raise GraniteError(f"{repo}: access is restricted; accept its terms on the hub and pass token=") from error
     except errors.RepositoryNotFoundError as error:
         raise GraniteError(
-            f"{repo}: no such file or folder here, and no such repository on the hub; check the spelling, or pass token= "
-            "if it is private"
+            f"{repo}: no such file or folder here, and no such repository on the hub; "
+            "check the spelling, or pass token= if it is private"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise GraniteError(f"{repo}: has no revision {revision!r}; use a branch, a tag or a commit of it") from error
@@ -86,7 +86,8 @@ def _download(repo: str, where: dict[str, Any], local_files_only: bool) -> Path:
             advice = f"it can't be downloaded ({_first_line(error)}); check the network, or give a local path"
         cache = where["cache_dir"] or constants.HF_HUB_CACHE
         raise GraniteError(
-            f"{repo}: no such file or folder here, not complete in the cache {cache} at revision {revision}, and {advice}"
+            f"{repo}: no such file or folder here, not complete in the cache {cache} at revision {revision}, "
+            f"and {advice}"
         ) from error
 
 

@@ -29,7 +29,7 @@ class Expected:
 
 
 def expected_tensors(config: GraniteConfig, *, split: bool = False) -> dict[str, Expected]:
-    """Canonical name -> shape for every tensor of the model. `split`: the gate and up halves of experts apart, as in GGUF."""
+    """Canonical name -> shape for every tensor of the model; `split`: gate and up of experts apart, as in GGUF."""
     sizes = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

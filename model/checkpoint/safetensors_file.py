@@ -1,7 +1,7 @@
 """A folder with config.json and safetensors, in one file or in shards.
 
-The safetensors library parses and maps; a tensor that is read is a view of the mapping, so that loading costs no more anonymous
-memory than what the model keeps.
+The safetensors library parses and maps; a tensor that is read is a view of the mapping, so that loading costs no more
+anonymous memory than what the model keeps.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class SafetensorsCheckpoint(Checkpoint):
             bad = count_non_finite(data)
             if bad:
                 raise GraniteError(
-                    f"{info.file}: {info.stored_name} has {bad:,} NaN or infinite values of {data.numel():,}; expected none, so the "
-                    "file is damaged or the training diverged (check_finite=False loads it all the same)"
+                    f"{info.file}: {info.stored_name} has {bad:,} NaN or infinite values of {data.numel():,}; expected none, "
+                    "so the file is damaged or the training diverged (check_finite=False loads it all the same)"
                 )
         return Stored(info.format, data, info.shape)
 
@@ -165,8 +165,8 @@ def _refuse_quantized(raw: dict[str, Any], path: Path) -> None:
     if found:
         method = found.get("quant_method") if isinstance(found, dict) else found
         raise GraniteError(
-            f"{path}: quantization_config has the method {method!r}; expected {', '.join(DENSE_FORMATS)} weights or a GGUF file, "
-            "the supported ones"
+            f"{path}: quantization_config has the method {method!r}; "
+            f"expected {', '.join(DENSE_FORMATS)} weights or a GGUF file, the supported ones"
         )
 
 

@@ -1,0 +1,324 @@
+"""Memory traffic of interpreted launches: which 32-byte sectors each program requests, and what it should not have touched.
+
+    with trace(order="reverse") as traced:
+        rms_norm(x, weight, eps=1e-5)
+    assert not traced.problems
+    launch = traced.launches[0]
+    launch["x_ptr"].read_bytes, launch["x_ptr"].programs_per_sector
+
+DRAM bytes are those of distinct sectors (each comes from DRAM once if the cache holds it until its last use). A sector
+that several programs request travels from the second-level cache to an SM that often. Problems are texts that begin with
+OOB (an access outside the tensor that the pointer was made from), RACE, BARRIER or DUP (lanes of one store that write
+different values to one address).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .hooks import hooked
+from .races import Access, Clocks, Shadow
+
+SECTOR = 32
+HERE = str(Path(__file__).parent)
+TRITON = str(Path(triton.__file__).parent)
+Order = Literal["forward", "reverse", "random"]
+
+
+class TraceError(RuntimeError):
+    """A problem, raised at once by `trace(strict=True)`."""
+
+
+class Argument:
+    """One tensor argument of a launch (several, where they share memory) and what was requested of it."""
+
+    def __init__(self, name: str, low: int, high: int, item: int, race: bool) -> None:
+        self.name, self.low, self.high, self.item = name, low, high, item
+        self.first_sector = low // SECTOR
+        sectors = (high - 1) // SECTOR - self.first_sector + 1
+        self.readers = np.zeros(sectors, np.int32)  # programs that requested the sector
+        self.writers = np.zeros(sectors, np.int32)
+        self.last_reader = np.full(sectors, -1, np.int64)
+        self.last_writer = np.full(sectors, -1, np.int64)
+        self.requests: Counter[Access] = Counter()  # sectors, summed over operations
+        self.lane_bytes: Counter[Access] = Counter()
+        self.streamed_bytes = 0  # lanes of loads marked evict_first
+        self.read_by_program: Counter[int] = Counter()  # sectors new to the program
+        self.written_by_program: Counter[int] = Counter()
+        self.shadow = Shadow(name, (high - low) // item + 1) if race else None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.bytes} B, read {self.read_bytes}, written {self.written_bytes}, {self.programs_per_sector} programs a sector>"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor's memory."""
+        return self.high - self.low
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the distinct sectors that were loaded."""
+        return int((self.readers > 0).sum()) * SECTOR
+
+    @property
+    def written_bytes(self) -> int:
+        return int((self.writers > 0).sum()) * SECTOR
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that go from the second-level cache to the SMs: each sector once for each program that reads it."""
+        return int(self.readers.sum(dtype=np.int64)) * SECTOR
+
+    @property
+    def programs_per_sector(self) -> int:
+        """The most programs that request one and the same sector."""
+        return int(self.readers.max(initial=0))
+
+    def touch(self, kind: Access, addresses: np.ndarray, size: int, program: int, streamed: bool) -> None:
+        sectors = np.unique((addresses // np.uint64(SECTOR)).astype(np.int64) - self.first_sector)
+        if size > 1:  # an element that is not aligned to its size may reach into the next sector
+            ends = ((addresses + np.uint64(size - 1)) // np.uint64(SECTOR)).astype(np.int64) - self.first_sector
+            sectors = sectors if ends.max() == sectors[-1] and size <= self.item else np.union1d(sectors, ends)
+        self.requests[kind] += sectors.size
+        self.lane_bytes[kind] += addresses.size * size
+        self.streamed_bytes += addresses.size * size if streamed else 0
+        if kind != "write":
+            self._count(sectors, program, self.last_reader, self.readers, self.read_by_program)
+        if kind != "read":
+            self._count(sectors, program, self.last_writer, self.writers, self.written_by_program)
+
+    @staticmethod
+    def _count(sectors: np.ndarray, program: int, last: np.ndarray, programs: np.ndarray, by_program: Counter[int]) -> None:
+        new = sectors[last[sectors] != program]
+        programs[new] += 1
+        last[new] = program
+        by_program[program] += new.size
+
+
+@dataclasses.dataclass
+class Launch:
+    """One launch: its grid, the programs that ran (all, unless sampled), its arguments in memory order, its problems."""
+
+    name: str
+    arguments: list[Argument]
+    grid: tuple[int, int, int] = (0, 0, 0)
+    sampled: tuple[int, ...] = ()
+    problems: list[str] = dataclasses.field(default_factory=list)
+    flops: int = 0  # of tl.dot
+    atomics: int = 0
+    line_bytes: Counter[tuple[str, int]] = dataclasses.field(default_factory=Counter)  # loads by (file, line), all programs
+
+    def __getitem__(self, name: str) -> Argument:
+        """The argument of this name; `planes.0` is the first of a tuple. Arguments in shared memory answer to each name."""
+        for argument in self.arguments:
+            if name in argument.name.split("|"):
+                return argument
+        raise KeyError(f"{name}; there are {', '.join(argument.name for argument in self.arguments)}")
+
+    @property
+    def programs(self) -> int:
+        return int(np.prod(self.grid))
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(argument.read_bytes for argument in self.arguments)
+
+    @property
+    def written_bytes(self) -> int:
+        return sum(argument.written_bytes for argument in self.arguments)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(argument.cache_bytes for argument in self.arguments)
+
+    @property
+    def streamed_bytes(self) -> int:
+        return sum(argument.streamed_bytes for argument in self.arguments)
+
+
+class Tracer:
+    """The observer behind `trace`. `launches` in order; `problems` of all of them."""
+
+    def __init__(self, race: bool, order: Order, seed: int, strict: bool, sample: int | None) -> None:
+        if order not in ("forward", "reverse", "random"):
+            raise ValueError(f"order is {order!r}; there are forward, reverse, random")
+        self.race, self.order, self.strict, self.sample = race, order, strict, sample
+        self.generator = np.random.default_rng(seed)
+        self.launches: list[Launch] = []
+        self.current: Launch | None = None
+        self.number = -1
+        self._error: TraceError | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"{launch.name}: {problem}" for launch in self.launches for problem in launch.problems]
+
+    @property
+    def active(self) -> bool:
+        return self.current is not None
+
+    def begin(self, name: str, arguments: list[tuple[str, Any]]) -> None:
+        found = _arguments(arguments, self.race)
+        self.current = Launch(name, found)
+        self.starts = np.array([argument.low for argument in found], np.uint64)
+        self.ends = np.array([argument.high for argument in found], np.uint64)
+        self.clocks = Clocks(self.problem)
+        self.launches.append(self.current)
+
+    def end(self) -> None:
+        self.current = None
+
+    def sequence(self, grid: tuple[int, int, int]) -> np.ndarray:
+        assert self.current is not None
+        self.current.grid = grid
+        count = self.current.programs
+        chosen = np.arange(count)
+        if self.sample is not None and count > self.sample:
+            chosen = np.unique(np.linspace(0, count - 1, self.sample).round().astype(np.int64))
+        self.current.sampled = tuple(map(int, chosen))
+        if self.order == "random":
+            return self.generator.permutation(chosen)
+        return chosen[::-1] if self.order == "reverse" else chosen
+
+    def program(self, number: int) -> None:
+        self.number = self.clocks.program = number
+
+    def problem(self, kind: str, message: str) -> None:
+        assert self.current is not None
+        file, line = _kernel_line()
+        text = f"{kind}: {message}, at {file}:{line} in program {self.number}"
+        if len(self.current.problems) < 1000:
+            self.current.problems.append(text)
+        if self.strict:
+            self._error = TraceError(f"{self.current.name}: {text}")
+            raise self._error
+
+    def unwrap(self, error: BaseException) -> BaseException:
+        """The interpreter wraps what a kernel raises in texts of texts: give back our own error."""
+        found, self._error = self._error, None
+        return found or error
+
+    def owner(self, address: int) -> int | None:
+        if self.current is None or not len(self.starts):
+            return None
+        index = int(np.searchsorted(self.starts, np.uint64(address), side="right")) - 1
+        return index if index >= 0 and address < self.ends[index] else None
+
+    def access(self, kind: Access, pointers: Any, mask: np.ndarray, values: np.ndarray | None = None, streamed: bool = False) -> None:
+        launch = self.current
+        if launch is None:
+            return
+        addresses = pointers.data[mask].astype(np.uint64, copy=False)
+        if addresses.size == 0:
+            return
+        if not launch.arguments:
+            return self.problem("OOB", "an access by a kernel without tensor arguments")
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        if kind == "read":
+            launch.line_bytes[_kernel_line()] += addresses.size * size
+        launch.atomics += kind == "atomic"
+        index = np.searchsorted(self.starts, addresses, side="right").astype(np.int64) - 1
+        owner = pointers.attr.get("owner")
+        stray = (index < 0) | (addresses + np.uint64(size) > self.ends[np.maximum(index, 0)])
+        if owner is not None:
+            stray |= index != owner
+        if stray.any():
+            self._stray(kind, addresses[stray], index[stray] if owner is None else np.array([owner]))
+            addresses, index, values = addresses[~stray], index[~stray], None
+        for position in np.unique(index):
+            argument = launch.arguments[position]
+            inside = addresses[index == position]
+            argument.touch(kind, inside, size, self.number, streamed)
+            if kind == "write" and values is not None and values.size == inside.size:
+                self._duplicates(argument, inside, values)
+            if argument.shadow is not None:
+                first = (inside - np.uint64(argument.low)).astype(np.int64)
+                parts = [first // argument.item, (first + size - 1) // argument.item] if size != argument.item else [first // argument.item]
+                self.clocks.access(kind, argument.shadow, np.unique(np.concatenate(parts)))
+
+    def _stray(self, kind: Access, addresses: np.ndarray, nearest: np.ndarray) -> None:
+        assert self.current is not None
+        argument = self.current.arguments[max(int(nearest[0]), 0)]
+        offset = int(addresses[0]) - argument.low
+        self.problem("OOB", f"{kind} of {addresses.size} lanes, the first {offset:+d} B from the start of '{argument.name}' ({argument.bytes} B)")
+
+    def _duplicates(self, argument: Argument, addresses: np.ndarray, values: np.ndarray) -> None:
+        order = np.argsort(addresses, kind="stable")
+        addresses, values = addresses[order], values[order]
+        same = addresses[1:] == addresses[:-1]
+        if (same & (values[1:] != values[:-1]) & ~((values[1:] != values[1:]) & (values[:-1] != values[:-1]))).any():
+            self.problem("DUP", f"lanes of one store write different values to one address of '{argument.name}'")
+
+    def synchronize(self, pointers: np.ndarray, mask: np.ndarray, semantics: str) -> None:
+        if self.race and self.current is not None:
+            semantics = semantics.replace("acq_rel", "acquire_release")
+            self.clocks.synchronize(pointers[mask], "" if "relaxed" in semantics else semantics)
+
+    def barrier(self) -> None:
+        if self.current is not None:
+            self.clocks.barrier()
+
+    def dot(self, flops: int) -> None:
+        if self.current is not None:
+            self.current.flops += flops
+
+
+def _kernel_line() -> tuple[str, int]:
+    """File name and line of the kernel (or device function) that runs."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((HERE, TRITON)):
+        frame = frame.f_back
+    return ("?", 0) if frame is None else (Path(frame.f_code.co_filename).name, frame.f_lineno)
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, tuple):
+        for position, part in enumerate(value):
+            yield from _tensors(f"{name}.{position}", part)
+    elif isinstance(value, TensorDescriptor | triton.runtime.jit.TensorWrapper):
+        yield from _tensors(name, value.base)
+    elif isinstance(value, torch.Tensor) and value.numel():
+        yield name, value
+
+
+def _arguments(values: list[tuple[str, Any]], race: bool) -> list[Argument]:
+    """Tensor arguments by address; those that overlap in memory (views of one buffer) become one."""
+    spans: list[list[Any]] = []
+    named = [pair for name, value in values for pair in _tensors(name, value)]
+    for name, tensor in sorted(named, key=lambda pair: pair[1].data_ptr()):
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        low, item = tensor.data_ptr(), tensor.element_size()
+        high = low + (reach + 1) * item
+        if spans and low < spans[-1][2]:
+            previous = spans[-1]
+            spans[-1] = [f"{previous[0]}|{name}", previous[1], max(previous[2], high), min(previous[3], item)]
+        else:
+            spans.append([name, low, high, item])
+    return [Argument(*span, race) for span in spans]
+
+
+@contextmanager
+def trace(
+    race: bool = True, order: Order = "forward", *, seed: int = 0, strict: bool = False, sample: int | None = None
+) -> Iterator[Tracer]:
+    """Trace every interpreted launch inside the context (`interpreter.install()` first).
+
+    `order` is the sequence in which the programs of a grid run; `strict` raises TraceError at the first problem; `sample`
+    runs at most so many programs of a grid, first and last included and the others evenly spread (its results are then
+    incomplete: for counting alone). Hopper's and later hardware may run programs in any order, so a kernel must give the
+    same bits in all three.
+    """
+    tracer = Tracer(race, order, seed, strict, sample)
+    with hooked(tracer):
+        yield tracer
