@@ -26,7 +26,6 @@ class ControlTokens:
         longest_first = sorted(self.words, key=len, reverse=True)  # as the tokenizer prefers
         alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._word = re.compile(alternatives)
-        self._start = re.compile(f"(?={alternatives})")
         self._heads = tuple({word[:end] for word in self.words for end in range(2, len(word))})
         self._tails = tuple({word[start:] for word in self.words for start in range(1, len(word) - 1)})
         self.alphabet = sorted({character for word in self.words for character in word})
@@ -42,7 +41,11 @@ class ControlTokens:
 
     def doubtful(self, text: str) -> set[int]:
         """The characters to mark in one piece of data; none in a harmless one. Each is one of `alphabet`."""
-        positions = {match.start() for match in self._start.finditer(text)}
+        positions: set[int] = set()
+        match = self._word.search(text)
+        while match is not None:  # overlapping ones, too
+            positions.add(match.start())
+            match = self._word.search(text, match.start() + 1)
         if text.endswith(self._heads):
             positions.add(len(text) - max(len(head) for head in self._heads if text.endswith(head)))
         inside = len(text) > 1 and not text.isidentifier() and any(text in word for word in self.words)

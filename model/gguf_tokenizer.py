@@ -2,7 +2,7 @@
 
 Byte-level BPE alone (`tokenizer.ggml.model = gpt2`): the vocabulary and merges are in the file, the rule that cuts a
 text into words before merging is only named there (`tokenizer.ggml.pre`), and stands here. Some rules cut the text with
-one expression after another, each inside the pieces of the one before; that is where a GGUF and a tokenizer.json differ.
+one expression after another, each inside the pieces of the one before: there a GGUF and a tokenizer.json can differ.
 """
 
 from collections.abc import Mapping

@@ -24,7 +24,7 @@ def stream_decoder(backend: Tokenizer, skipped: frozenset[int]) -> StreamDecoder
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary: printable Latin-1 as itself, the rest from U+0100 on."""
+    """The byte behind each character of a byte-level vocabulary: printable Latin-1 is itself, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

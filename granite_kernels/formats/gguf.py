@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.formats.base import Format, Part, chunks
+from granite_kernels.formats.base import Format, Content, chunks
 
 
 class GgufFormat(Format):
@@ -59,7 +59,7 @@ class GgufFormat(Format):
         return blocks
 
     @abc.abstractmethod
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         """blocks uint8 [rows, row_bytes] -> codes uint8 [rows, columns] (a new tensor), metadata [rows, groups] each."""
 
     @abc.abstractmethod
@@ -70,10 +70,8 @@ class GgufFormat(Format):
         """The bytes between `bounds` of every block: contiguous uint8 [rows, blocks, n] each."""
         cut = blocks.view(blocks.shape[0], -1, self.block_bytes)
         ends = (*bounds[1:], self.block_bytes)
-        fields = (cut[..., start:end] for start, end in zip(bounds, ends, strict=True))
-        return [
-            field.clone(memory_format=torch.contiguous_format) for field in fields
-        ]  # aligned, for views as wider types
+        fields = [cut[..., start:end] for start, end in zip(bounds, ends, strict=True)]
+        return [field.clone(memory_format=torch.contiguous_format) for field in fields]  # aligned for wider types
 
 
 def halves(words: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.coded import CodedFormat
 from granite_kernels.formats.search import inverse, symmetric
 
@@ -43,7 +43,7 @@ class Int4(CodedFormat):
         grouped.copy_(codes.unflatten(1, (-1, self.group)))
         grouped.sub_(metadata[1].float()[..., None] if self.zero else 8.0).mul_(metadata[0].float()[..., None])
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         """Symmetric: the scale of least squared error among CANDIDATES, refined by least squares on the codes it gives."""
         if self.zero:
             return super()._encode(weight)

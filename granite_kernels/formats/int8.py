@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import ROW, Metadata, Part
+from granite_kernels.formats.base import ROW, Metadata, Content
 from granite_kernels.formats.coded import CodedFormat
 from granite_kernels.formats.search import inverse
 
@@ -25,7 +25,7 @@ class Int8(CodedFormat):
         out.copy_(codes.view(torch.int8))
         out.mul_(metadata[0])
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         scale = weight.abs().amax(1, keepdim=True) / 127
         codes = (weight * inverse(scale)).round_().clamp_(-127, 127).to(torch.int8)
         return codes.view(torch.uint8), [scale]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values, halves
 from granite_kernels.formats.words import UNIT, join, split
 
@@ -24,7 +24,7 @@ class Q2_K(GgufFormat):
     code_bits = (2,)
     metadata = (Metadata(UNIT, torch.int16), Metadata(256, torch.int32))
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         scales, q, dm = self._fields(blocks, 0, 16, 80)
         codes = split(q.unflatten(-1, (2, 32)), 2).flatten(1)
         return codes, [as_values(scales, torch.int16), as_values(dm, torch.int32)]

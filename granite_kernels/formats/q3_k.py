@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.words import UNIT, join, split
 
@@ -26,7 +26,7 @@ class Q3_K(GgufFormat):
     code_bits = (2, 1)
     metadata = (Metadata(UNIT, torch.uint8), Metadata(256, torch.int32), Metadata(256, torch.float16))
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         high, low, nibbles, tops, d = self._fields(blocks, 0, 32, 96, 104, 108)
         codes = split(low.unflatten(-1, (2, 32)), 2).flatten(1)
         codes |= split(high, 1).flatten(1).bitwise_left_shift_(2)

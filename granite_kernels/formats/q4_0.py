@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.words import UNIT, join, split
 
@@ -22,7 +22,7 @@ class Q4_0(GgufFormat):
     code_bits = (4,)
     metadata = (Metadata(UNIT, torch.float16),)
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         d, q = self._fields(blocks, 0, 2)
         return split(q, 4).flatten(1), [as_values(d, torch.float16)]
 

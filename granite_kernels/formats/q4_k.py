@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.k_scales import join_scales, scaled, split_scales
 from granite_kernels.formats.search import affine, inverse
@@ -28,7 +28,7 @@ class Q4_K(GgufFormat):
     code_bits = (4,)
     metadata = (Metadata(UNIT, torch.int16), Metadata(256, torch.int32))
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         dm, scales, q = self._fields(blocks, 0, 4, 16)
         codes = split(q.unflatten(-1, (4, 32)), 4).flatten(1)
         return codes, [split_scales(scales), as_values(dm, torch.int32)]
@@ -42,7 +42,7 @@ class Q4_K(GgufFormat):
         scales, dm = metadata
         scaled(codes, scales, dm, out)
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         """llama.cpp's search: scale and min of each unit by `affine`, weighted by mean magnitude + |x|; both to 6 bits; codes again."""
         x = weight.view(weight.shape[0], -1, 8, UNIT)
         weights = x.abs() + x.square().mean(-1, keepdim=True).sqrt_()

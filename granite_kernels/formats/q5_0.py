@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import extreme, inverse
 from granite_kernels.formats.words import UNIT, join, join_bits, split, split_bits
@@ -23,7 +23,7 @@ class Q5_0(GgufFormat):
     code_bits = (4, 1)
     metadata = (Metadata(UNIT, torch.float16),)
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         d, high, q = self._fields(blocks, 0, 2, 6)
         codes = split(q, 4).flatten(1)
         codes |= split_bits(high).flatten(1).bitwise_left_shift_(4)
@@ -39,7 +39,7 @@ class Q5_0(GgufFormat):
         out.copy_(codes.view(torch.int8).sub_(16))
         out.unflatten(1, (-1, UNIT)).mul_(d.float()[..., None])
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         """The scale fits the extreme weight of a unit to -16. Equal to gguf-py's bit for bit."""
         x = weight.unflatten(1, (-1, UNIT))
         d = extreme(x) / -16

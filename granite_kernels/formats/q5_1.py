@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values, halves
 from granite_kernels.formats.words import UNIT, join, join_bits, split, split_bits
 
@@ -23,7 +23,7 @@ class Q5_1(GgufFormat):
     code_bits = (4, 1)
     metadata = (Metadata(UNIT, torch.int32),)
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         dm, high, q = self._fields(blocks, 0, 4, 8)
         codes = split(q, 4).flatten(1)
         codes |= split_bits(high).flatten(1).bitwise_left_shift_(4)

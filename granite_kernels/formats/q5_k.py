@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.k_scales import join_scales, scaled, split_scales
 from granite_kernels.formats.words import UNIT, join, split
@@ -25,7 +25,7 @@ class Q5_K(GgufFormat):
     code_bits = (4, 1)
     metadata = (Metadata(UNIT, torch.int16), Metadata(256, torch.int32))
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         dm, scales, high, low = self._fields(blocks, 0, 4, 16, 48)
         codes = split(low.unflatten(-1, (4, 32)), 4).flatten(1)
         codes |= split(high, 1).flatten(1).bitwise_left_shift_(4)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import TINY, extreme, inverse, symmetric
 from granite_kernels.formats.words import UNIT, join, split
@@ -27,7 +27,7 @@ class Q6_K(GgufFormat):
     code_bits = (4, 2)
     metadata = (Metadata(UNIT, torch.int16), Metadata(256, torch.float16))
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         low, high, scales, d = self._fields(blocks, 0, 128, 192, 208)
         codes = split(low.unflatten(-1, (2, 64)), 4).flatten(1)
         codes |= split(high.unflatten(-1, (2, 32)), 2).flatten(1).bitwise_left_shift_(4)
@@ -46,7 +46,7 @@ class Q6_K(GgufFormat):
         out.copy_(codes.view(torch.int8).sub_(32))
         out.view(*scale.shape, 16).mul_(scale[..., None])
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         """llama.cpp's search: scale of each 16 by `symmetric`, weighted by x^2; scales to 8 bits, the extreme one -128; codes again."""
         x = weight.view(weight.shape[0], -1, 16, 16)
         scale = symmetric(x, 32, CANDIDATES, x.square())[..., 0]

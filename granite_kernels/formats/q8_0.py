@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Part
+from granite_kernels.formats.base import Metadata, Content
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import inverse
 from granite_kernels.formats.words import UNIT
@@ -23,7 +23,7 @@ class Q8_0(GgufFormat):
     code_bits = (8,)
     metadata = (Metadata(UNIT, torch.float16),)
 
-    def _split(self, blocks: Tensor) -> Part:
+    def _split(self, blocks: Tensor) -> Content:
         d, q = self._fields(blocks, 0, 2)
         return q.flatten(1), [as_values(d, torch.float16)]
 
@@ -36,7 +36,7 @@ class Q8_0(GgufFormat):
         out.copy_(codes.view(torch.int8))
         out.unflatten(1, (-1, UNIT)).mul_(d.float()[..., None])
 
-    def _encode(self, weight: Tensor) -> Part:
+    def _encode(self, weight: Tensor) -> Content:
         """The scale fits the largest weight of a unit to 127; halves round away from zero. Equal to gguf-py's bit for bit."""
         x = weight.unflatten(1, (-1, UNIT))
         d = x.abs().amax(-1, keepdim=True) / 127

@@ -19,8 +19,8 @@ def extreme(x: Tensor) -> Tensor:
 
 
 def inverse(x: Tensor) -> Tensor:
-    """1 / x, and 0 where x is 0."""
-    return torch.where(x == 0, 0.0, 1.0 / x)
+    """1 / x, and 0 where that would overflow."""
+    return torch.where(x.abs() < torch.finfo(x.dtype).tiny, 0.0, 1.0 / x)
 
 
 def symmetric(x: Tensor, levels: int, candidates: list[float], weights: Tensor | None = None) -> Tensor:
@@ -47,20 +47,18 @@ def symmetric(x: Tensor, levels: int, candidates: list[float], weights: Tensor |
 def affine(x: Tensor, top: int, steps: list[float], weights: Tensor) -> tuple[Tensor, Tensor]:
     """scale and low >= 0 [..., 1] that minimise sum(weights * (x - (scale * q - low))^2), q in 0 .. top.
 
-    Starts from the range of the group (which always includes 0), then tries the ranges cut in top + step parts.
+    Starts from the range of the group (which always includes 0) cut in `top` parts, then tries top + step parts of the range
+    from the best offset so far to the largest weight.
     """
-    least = x.amin(-1, keepdim=True).clamp_(max=0.0)
-    span = x.amax(-1, keepdim=True) - least
-    unit = inverse(span)
+    most, offset = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).clamp_(max=0.0)
     sum_w = weights.sum(-1, keepdim=True)
     sum_x = (weights * x).sum(-1, keepdim=True)
-    from_least = x - least
-
-    scale, offset = span / top, least
-    q = (from_least * (top * unit)).round_().clamp_(0, top)
+    scale = (most - offset) / top
+    flat = scale == 0
+    q = ((x - offset) * inverse(scale)).round_().clamp_(0, top)
     best = _loss(x, q, scale, offset, weights)
     for step in steps:
-        q = (from_least * ((top + step) * unit)).round_().clamp_(0, top)
+        q = ((x - offset) * ((top + step) * inverse(most - offset))).round_().clamp_(0, top)
         weighted = q * weights
         sum_q = weighted.sum(-1, keepdim=True)
         sum_qq = (weighted * q).sum(-1, keepdim=True)
@@ -78,7 +76,7 @@ def affine(x: Tensor, top: int, steps: list[float], weights: Tensor) -> tuple[Te
         best = torch.where(better, loss, best)
         scale = torch.where(better, new_scale, scale)
         offset = torch.where(better, new_offset, offset)
-    return torch.where(span > 0, scale, 0.0), -offset
+    return torch.where(flat, 0.0, scale), -offset
 
 
 def _loss(x: Tensor, q: Tensor, scale: Tensor, offset: Tensor, weights: Tensor) -> Tensor:

@@ -63,9 +63,8 @@ def spread(words: Tensor, bits: int) -> Tensor:
 def split(packed: Tensor, bits: int) -> Tensor:
     """Bytes uint8 [..., n] holding 8 / bits values each -> [..., 8 / bits, n], lowest bits first. n is a multiple of 4."""
     words, mask = packed.contiguous().view(torch.int32), 0x01010101 * ((1 << bits) - 1)
-    return torch.stack([words.bitwise_right_shift(s).bitwise_and_(mask) for s in range(0, 8, bits)], -2).view(
-        torch.uint8
-    )
+    fields = torch.stack([words.bitwise_right_shift(shift).bitwise_and_(mask) for shift in range(0, 8, bits)], -2)
+    return fields.view(torch.uint8)
 
 
 def join(fields: Tensor, bits: int) -> Tensor:

@@ -1,8 +1,8 @@
 """What every kind of checkpoint offers: a configuration, a table of tensors, and `read`, one tensor at a time.
 
-Tensors have the names in the files that transformers saves, whatever the source calls them. In a GGUF file the gate and
-up halves of experts may differ in type, so that they stay apart: `block_sparse_moe.{gate_exps,up_exps}.weight` stand for
-`input_linear.weight`, and `shared_mlp.{gate_proj,up_proj}.weight` for that of the shared expert.
+Tensors have the names in the files that transformers saves, whatever the source calls them. In a GGUF file the gate
+and up halves of experts may differ in type, so that they stay apart: `block_sparse_moe.{gate_exps,up_exps}.weight`
+stand for `input_linear.weight`, and `shared_mlp.{gate_proj,up_proj}.weight` for that of the shared expert.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor's content: `data` has that dtype and shape, or is a packed one's raw blocks, uint8 [..., rows, row_bytes].
+    """A tensor's content: `data` has that dtype and shape, or is the raw blocks, uint8 [..., rows, row_bytes].
 
     It is mapped from the file wherever no rows had to move: read it, don't write to it.
     """
@@ -50,8 +50,8 @@ class Stored:
 class Checkpoint(abc.ABC):
     """An open checkpoint; a context manager.
 
-    Attributes: `kind` ("safetensors" or "gguf"), `path` (the folder or the file), `config`, `tensors` (every tensor that
-    the model uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's pairs).
+    Attributes: `kind` ("safetensors" or "gguf"), `path` (the folder or file), `config`, `tensors` (all that the model
+    uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's pairs).
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: architectures granite, granitemoe and llama, dense or in the ten classic block formats."""
+"""A GGUF file as a checkpoint: granite, granitemoe and llama, dense or in the ten classic block formats."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The names of a GGUF file, and the order of its query and key rows.
 
-llama.cpp turns adjacent pairs in RoPE (x[2i], x[2i+1]) where transformers turns halves (x[i], x[i + head_dim/2]), so its
-converter permutes the rows of q and k within each head: row 2i + j of the file is row j * head_dim/2 + i of transformers.
-Blocks run along the columns, so that moving whole packed rows back loses nothing.
+llama.cpp turns adjacent pairs in RoPE (x[2i], x[2i+1]) where transformers turns halves (x[i], x[i + head_dim/2]), so
+its converter permutes the rows of q and k within each head: row 2i + j of the file is row j * head_dim/2 + i of
+transformers. Blocks run along the columns, so that moving whole packed rows back loses nothing.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ class SafetensorsCheckpoint(Checkpoint):
             bad = count_non_finite(data)
             if bad:
                 raise GraniteError(
-                    f"{info.file}: {info.stored_name} has {bad:,} NaN or infinite values of {data.numel():,}; expected none, "
-                    "so the file is damaged or the training diverged (check_finite=False loads it all the same)"
+                    f"{info.file}: {info.stored_name} has {bad:,} NaN or infinite values of {data.numel():,}; "
+                    "expected none, so the file is damaged or the training diverged (check_finite=False loads it all the same)"
                 )
         return Stored(info.format, data, info.shape)
 
