@@ -1,19 +1,38 @@
-"""granite-kernels: IBM Granite 3.1 on one NVIDIA GPU, from PyTorch. Public names are resolved when they are first used."""
+"""granite-kernels: IBM Granite 3.1 on one NVIDIA GPU, from PyTorch.
+
+Public names are resolved when they are first used, so that importing the package starts nothing and costs nothing.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "GraniteConfig": "granite_kernels.model.config",
-    "GraniteError": "granite_kernels.errors",
-    "GraniteForCausalLM": "granite_kernels.model.model",
-    "parse_tool_calls": "granite_kernels.model.tool_calls",
+if TYPE_CHECKING:
+    from granite_kernels.errors import GraniteError as GraniteError
+    from granite_kernels.model.config import GraniteConfig as GraniteConfig
+    from granite_kernels.model.model import GraniteForCausalLM as GraniteForCausalLM
+    from granite_kernels.model.tool_calls import parse_tool_calls as parse_tool_calls
+
+_HOMES = {
+    "GraniteConfig": "model.config",
+    "GraniteError": "errors",
+    "GraniteForCausalLM": "model.model",
+    "parse_tool_calls": "model.tool_calls",
 }
+
+__all__ = ["GraniteConfig", "GraniteError", "GraniteForCausalLM", "__version__", "parse_tool_calls"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("granite-kernels")
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -95,4 +95,4 @@ def dense_matrix(part: Part, dtype: torch.dtype) -> Tensor:
         return plane if plane.dtype == dtype else plane.to(dtype)
     from granite_kernels.formats import get
 
-    return get(part.format).unpack(part.planes, part.shape).to(dtype)
+    return get(part.format).unpack(part.planes, part.shape, dtype)

@@ -52,9 +52,7 @@ def plain_data(value: Any, where: str) -> Any:
 def plain_messages(messages: Any) -> list[dict[str, Any]]:
     """The messages as transformers hands them to a template: no keys with None, reasoning under its usual names."""
     if not isinstance(messages, list | tuple) or not messages:
-        raise GraniteError(
-            f"messages must be a list of at least one dict with role and content, not {_shown(messages)}"
-        )
+        raise GraniteError(f"messages must be a list of at least one dict with role and content, not {_shown(messages)}")
     plain = []
     for index, message in enumerate(plain_data(messages, "messages")):
         if not isinstance(message, dict):
@@ -130,13 +128,9 @@ class ChatTemplate:
         except BudgetExceededError as error:
             raise GraniteError(f"{self.where}: stopped, because it {error}; use another template") from error
         except RecursionError as error:
-            raise GraniteError(
-                f"{self.where}: stopped, because it recurses without end; use another template"
-            ) from error
+            raise GraniteError(f"{self.where}: stopped, because it recurses without end; use another template") from error
         except jinja2.UndefinedError as error:
-            raise GraniteError(
-                f"{self.where}: {error.message}; it needs a field that the messages don't have"
-            ) from error
+            raise GraniteError(f"{self.where}: {error.message}; it needs a field that the messages don't have") from error
         except jinja2.TemplateError as error:
             raise GraniteError(f"{self.where}: {error.message}") from error
         except Exception as error:  # an untrusted program can raise anything
@@ -165,17 +159,13 @@ def folder_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[
     except (TypeError, KeyError):
         named = {"default": field}
     if not all(isinstance(text, str) for text in named.values()):
-        raise GraniteError(
-            f"{folder / 'tokenizer_config.json'}: chat_template is {_shown(field)}, not a string or named strings"
-        )
+        raise GraniteError(f"{folder / 'tokenizer_config.json'}: chat_template is {_shown(field)}, not a string or named strings")
     return named
 
 
 def _read(path: Path) -> str:
     if path.stat().st_size > 4 * MAX_TEMPLATE:
-        raise GraniteError(
-            f"{path}: has {path.stat().st_size} bytes, more than the {4 * MAX_TEMPLATE} a template may have"
-        )
+        raise GraniteError(f"{path}: has {path.stat().st_size} bytes, more than the {4 * MAX_TEMPLATE} a template may have")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -203,15 +193,11 @@ def choose_template(templates: Mapping[str, str], tools: Any, asked: str | None,
     where there is one, and "default" any other. Raises GraniteError when there is none.
     """
     if asked is not None:
-        return (
-            (templates[asked], f"{source}: chat template {asked}") if asked in templates else (asked, "chat_template")
-        )
+        return (templates[asked], f"{source}: chat template {asked}") if asked in templates else (asked, "chat_template")
     name = "tool_use" if tools is not None and "tool_use" in templates else "default"
     if name in templates:
         return templates[name], f"{source}: chat template"
     if templates:
         names = ", ".join(sorted(templates))
         raise GraniteError(f"{source}: has chat templates named {names} and no default; pass one as chat_template=NAME")
-    raise GraniteError(
-        f"{source}: has no chat template; pass one as chat_template=, or a plain prompt instead of messages"
-    )
+    raise GraniteError(f"{source}: has no chat template; pass one as chat_template=, or a plain prompt instead of messages")

@@ -81,9 +81,7 @@ class GraniteConfig:
     @classmethod
     def _build(cls, values: dict[str, Any], refuse: Refusals) -> GraniteConfig:
         fields = dataclasses.fields(cls)
-        complete: dict[str, Any] = {
-            field.name: field.default for field in fields if field.default is not dataclasses.MISSING
-        } | values
+        complete: dict[str, Any] = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING} | values
         check_config(complete, refuse)
         for field in fields:
             if field.type == "float":  # JSON has 1 where 1.0 is meant

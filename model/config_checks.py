@@ -66,9 +66,7 @@ def check_config(values: Mapping[str, Any], refuse: Refusals) -> None:
         integer(values[field], low, high, field, refuse)
     for field in NUMBERS:
         number = values[field]
-        if (
-            isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < 1e30
-        ):  # false for NaN too
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < 1e30:  # false for NaN too
             raise refuse.error(field, number, "a finite number above 0")
     if values["rms_norm_eps"] >= 1:
         raise refuse.error("rms_norm_eps", values["rms_norm_eps"], "a small number such as 1e-05")
@@ -106,15 +104,13 @@ def parameter_count(values: Mapping[str, Any], experts: int | None = None) -> in
     else:
         layer += 3 * hidden * values["intermediate_size"]
     embeddings = 1 if values["tie_word_embeddings"] else 2
-    return embeddings * values["vocab_size"] * hidden + values["num_hidden_layers"] * layer + hidden
+    return int(embeddings * values["vocab_size"] * hidden + values["num_hidden_layers"] * layer + hidden)
 
 
 def _check_heads(values: Mapping[str, Any], refuse: Refusals) -> None:
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     if heads % kv_heads:
-        raise refuse.error(
-            "num_attention_heads", heads, f"a multiple of {refuse.key('num_key_value_heads')}, {kv_heads}"
-        )
+        raise refuse.error("num_attention_heads", heads, f"a multiple of {refuse.key('num_key_value_heads')}, {kv_heads}")
     if values["head_dim"] % 2:
         raise refuse.error("head_dim", values["head_dim"], "an even number, because RoPE turns pairs")
 
@@ -131,9 +127,7 @@ def _check_experts(values: Mapping[str, Any], refuse: Refusals) -> None:
     if not 1 <= chosen <= experts:
         raise refuse.error("num_experts_per_tok", chosen, f"1 to {refuse.key('num_local_experts')}, {experts}")
     if architecture == "granitemoe" and values["shared_intermediate_size"]:
-        raise refuse.error(
-            "shared_intermediate_size", values["shared_intermediate_size"], "none; granitemoeshared has one"
-        )
+        raise refuse.error("shared_intermediate_size", values["shared_intermediate_size"], "none; granitemoeshared has one")
 
 
 def _check_tokens(values: Mapping[str, Any], refuse: Refusals) -> None:

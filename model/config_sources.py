@@ -51,15 +51,11 @@ GGUF_ARCHITECTURES = ("granite", "granitemoe", "llama")
 def dict_values(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """GraniteConfig's fields, unchecked, from the content of a config.json."""
     if not isinstance(raw, Mapping):
-        raise GraniteError(
-            f"{source}: holds {type(raw).__name__}; expected an object with the fields of a configuration"
-        )
+        raise GraniteError(f"{source}: holds {type(raw).__name__}; expected an object with the fields of a configuration")
     refuse = Refusals(source)
     architecture = raw.get("model_type")
     if architecture not in ARCHITECTURES:
-        raise refuse.error(
-            "model_type", architecture, "one of the supported architectures, " + ", ".join(ARCHITECTURES)
-        )
+        raise refuse.error("model_type", architecture, "one of the supported architectures, " + ", ".join(ARCHITECTURES))
     needed: tuple[str, ...] = SIZES if architecture == "llama" else SIZES + MULTIPLIERS
     if architecture in ("granitemoe", "granitemoeshared"):
         needed += ("num_local_experts", "num_experts_per_tok")
@@ -161,9 +157,7 @@ def _default(raw: Mapping[str, Any], field: str, default: Any) -> Any:
 def _require(raw: Mapping[str, Any], keys: Mapping[str, str], source: str) -> None:
     missing = [key for key in keys.values() if raw.get(key) is None]
     if missing:
-        raise GraniteError(
-            f"{source}: {', '.join(missing)} missing; expected a value for each, as the model's publisher wrote it"
-        )
+        raise GraniteError(f"{source}: {', '.join(missing)} missing; expected a value for each, as the model's publisher wrote it")
 
 
 def _head_dim(found: object, hidden: object, heads: object, refuse: Refusals) -> Any:

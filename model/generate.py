@@ -106,7 +106,9 @@ def decode(request: Request, cache: Cache, state: State, run: Callable[[], None]
 
 
 @torch.no_grad()
-def generate(engine: Engine, request: Request, cache: Cache, state: State, run: Callable[[], None], stats: Stats) -> Iterator[list[int | None]]:
+def generate(
+    engine: Engine, request: Request, cache: Cache, state: State, run: Callable[[], None], stats: Stats
+) -> Iterator[list[int | None]]:
     """Yield one token a row and step; None for a row that has ended. An end token is yielded, then its row has ended.
 
     The cache ends up holding exactly the tokens that were yielded, the last one excepted (batch of one).

@@ -67,9 +67,7 @@ def build_backend(metadata: Mapping[str, Any], source: str) -> Tokenizer:
         raise GraniteError(f"{source}: tokenizer.ggml.merges don't fit tokenizer.ggml.tokens: {error}") from error
     backend = Tokenizer(model)
     steps = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in _EXPRESSIONS[rule]]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     _add_special(backend, metadata, tokens, source)
     return backend
@@ -105,9 +103,7 @@ def _rule(metadata: Mapping[str, Any], source: str) -> str:
     rule = _ALIASES.get(str(named), str(named))
     if rule not in _EXPRESSIONS:
         known = ", ".join(sorted([*_EXPRESSIONS, *_ALIASES]))
-        raise GraniteError(
-            f"{source}: tokenizer.ggml.pre is {named!r}, an unknown pre-tokenizer; supported are {known}"
-        )
+        raise GraniteError(f"{source}: tokenizer.ggml.pre is {named!r}, an unknown pre-tokenizer; supported are {known}")
     return rule
 
 

@@ -41,12 +41,20 @@ class GraniteForCausalLM(nn.Module):
     """A Granite (or Llama-shaped) language model on one device. Build it with `from_pretrained` or `from_config`."""
 
     def __init__(
-        self, config: GraniteConfig, weights: granite.Weights, *, backend: str, tokenizer: Tokenizer | None = None, max_context: int | None = None
+        self,
+        config: GraniteConfig,
+        weights: granite.Weights,
+        *,
+        backend: str,
+        tokenizer: Tokenizer | None = None,
+        max_context: int | None = None,
     ) -> None:
         super().__init__()
         self.config, self.weights, self.tokenizer, self.backend = config, weights, tokenizer, backend
         if max_context is not None and not 0 < max_context <= config.max_position_embeddings:
-            raise GraniteError(f"max_context is {max_context}, expected 1 to {config.max_position_embeddings}, the checkpoint's max_position_embeddings")
+            raise GraniteError(
+                f"max_context is {max_context}, expected 1 to {config.max_position_embeddings}, the checkpoint's max_position_embeddings"
+            )
         self.max_context = max_context or config.max_position_embeddings
         self.last_stats = generation.Stats()
         self._busy = False
@@ -176,7 +184,9 @@ class GraniteForCausalLM(nn.Module):
             prompt = request.ids[0].tolist() if request.batch == 1 and not request.padded else []
             common = 0
             if reuse:
-                common = next((n for n, (a, b) in enumerate(zip(prompt, self._held, strict=False)) if a != b), min(len(prompt), len(self._held)))
+                common = next(
+                    (n for n, (a, b) in enumerate(zip(prompt, self._held, strict=False)) if a != b), min(len(prompt), len(self._held))
+                )
             cache.crop(min(common, max(len(prompt) - 1, 0)))
             cache.starts.copy_((~request.present).sum(1))
             self._held = []
@@ -238,7 +248,13 @@ class GraniteForCausalLM(nn.Module):
         """
         sampling = dict(do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty)
         request = self._request(
-            input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, seed=seed, eos_token_id=eos_token_id, stop=stop, **sampling
+            input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            eos_token_id=eos_token_id,
+            stop=stop,
+            **sampling,
         )
         if streamer is not None and request.batch > 1:
             raise GraniteError(f"a streamer takes one prompt, the batch has {request.batch}")

@@ -118,7 +118,9 @@ def make_request(
     if attention_mask is None:
         starts_padded = ids[:, 0] == pad
         if batch > 1 and config.pad_token_id is not None and bool(starts_padded.any()) and not bool(starts_padded.all()):
-            raise GraniteError(f"some rows of the batch begin with the padding token {pad}: pass attention_mask, zero where a row is padded")
+            raise GraniteError(
+                f"some rows of the batch begin with the padding token {pad}: pass attention_mask, zero where a row is padded"
+            )
         present = torch.ones_like(ids, dtype=torch.bool)
     else:
         present = check_mask(attention_mask, ids.shape)
@@ -132,7 +134,9 @@ def make_request(
     _whole("top_k", top_k, 0)
     _number("top_p", top_p, 0.0, 1.0, open_low=True)
     penalty = _number("repetition_penalty", repetition_penalty, 0.0, math.inf, open_low=True)
-    eos: Iterable[int] = config.eos_token_id if eos_token_id is None else ([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+    eos: Iterable[int] = (
+        config.eos_token_id if eos_token_id is None else ([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+    )
     if seed is None:
         seed = int(torch.randint(2**62, ()))  # follows torch.manual_seed, as in transformers
     return Request(

@@ -84,7 +84,9 @@ class State:
 
 def first(state: State, logits: Tensor, cache: Cache, ops: Ops) -> None:
     """Choose the first new token from the prompt's last logits [batch, vocab]."""
-    ops.sample_step(logits, state.uniforms, state.seen, state.sampling, state.ids, state.positions, cache.lengths, state.steps, state.tokens)
+    ops.sample_step(
+        logits, state.uniforms, state.seen, state.sampling, state.ids, state.positions, cache.lengths, state.steps, state.tokens
+    )
     state.positions.sub_(1)  # the prompt is counted already: only a token that went through the layers moves these on
     cache.lengths.sub_(1)
 
@@ -93,4 +95,6 @@ def step(config: GraniteConfig, weights: granite.Weights, rotary: Tensor, state:
     """Run the token state.ids through the model and choose the next one."""
     x = granite.forward(config, weights, granite.Inputs(state.ids, state.positions, rotary), cache, ops)
     logits = granite.logits(config, weights, x, ops)[:, -1]
-    ops.sample_step(logits, state.uniforms, state.seen, state.sampling, state.ids, state.positions, cache.lengths, state.steps, state.tokens)
+    ops.sample_step(
+        logits, state.uniforms, state.seen, state.sampling, state.ids, state.positions, cache.lengths, state.steps, state.tokens
+    )

@@ -122,9 +122,7 @@ def _sum(environment: jinja2.Environment, values: Any, attribute: str | int | No
     return start
 
 
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-):
+def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False):
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -198,9 +196,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters.update(tojson=_tojson, sum=_sum)
         self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
         self.tests = {name: _guarded(name, function) for name, function in self.tests.items()}
-        self.globals.update(
-            raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_namespace
-        )
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_dict, namespace=_namespace)
         del self.globals["lipsum"]
         self.binop_table.update({"+": _add, "*": _multiply, "**": _power, "%": _modulo})
 

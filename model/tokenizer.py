@@ -88,9 +88,7 @@ class Tokenizer:
     def _id(self, token: str, name: str) -> int:
         token_id = self.backend.token_to_id(token)
         if token_id is None:
-            raise GraniteError(
-                f"{self.source}: {name} is {token!r}, which the vocabulary lacks; add it or correct {name}"
-            )
+            raise GraniteError(f"{self.source}: {name} is {token!r}, which the vocabulary lacks; add it or correct {name}")
         return token_id
 
     @classmethod
@@ -140,9 +138,7 @@ class Tokenizer:
         """The text of `ids` (a list or a one-dimensional tensor); bytes that are no UTF-8 become U+FFFD."""
         numbers = [int(token_id) for token_id in ids]
         if any(not 0 <= token_id < 1 << 32 for token_id in numbers):
-            raise GraniteError(
-                f"decode takes ids from 0 to {self.vocab_size - 1}, and was given {min(numbers)} to {max(numbers)}"
-            )
+            raise GraniteError(f"decode takes ids from 0 to {self.vocab_size - 1}, and was given {min(numbers)} to {max(numbers)}")
         return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def stream_decoder(self, skip_special_tokens: bool = True) -> StreamDecoder:
@@ -150,14 +146,10 @@ class Tokenizer:
         return stream_decoder(self.backend, self.special_ids if skip_special_tokens else frozenset())
 
     @overload
-    def apply_chat_template(
-        self, messages: Sequence[Any], *, tokenize: Literal[True], **keywords: Any
-    ) -> list[int]: ...
+    def apply_chat_template(self, messages: Sequence[Any], *, tokenize: Literal[True], **keywords: Any) -> list[int]: ...
 
     @overload
-    def apply_chat_template(
-        self, messages: Sequence[Any], *, tokenize: Literal[False] = False, **keywords: Any
-    ) -> str: ...
+    def apply_chat_template(self, messages: Sequence[Any], *, tokenize: Literal[False] = False, **keywords: Any) -> str: ...
 
     def apply_chat_template(
         self,
@@ -268,9 +260,7 @@ def _content(value: Any, path: Path, name: str) -> str:
     return text
 
 
-def _add_configured(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str], path: Path
-) -> None:
+def _add_configured(backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str], path: Path) -> None:
     """Add the tokens that only tokenizer_config.json declares, and mark as special those that it calls so."""
     declared = config.get("added_tokens_decoder") or {}
     if not isinstance(declared, dict) or not all(key.isdigit() and isinstance(v, dict) for key, v in declared.items()):

@@ -125,9 +125,7 @@ def _experts(loader: Loader, config: GraniteConfig, prefix: str) -> Experts:
     )
 
 
-def random_weights(
-    config: GraniteConfig, *, seed: int, dtype: torch.dtype, device: torch.device, column_major: bool = False
-) -> Weights:
+def random_weights(config: GraniteConfig, *, seed: int, dtype: torch.dtype, device: torch.device, column_major: bool = False) -> Weights:
     """Normal weights of standard deviation 0.02, norms of one: the shapes of `config` without a checkpoint."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -160,5 +158,3 @@ def random_weights(
     embed = normal(config.vocab_size, hidden)
     layers = [layer() for _ in range(config.num_hidden_layers)]
     return Weights(embed, layers, ones(), embed if config.tie_word_embeddings else normal(config.vocab_size, hidden))
-
-

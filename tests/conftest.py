@@ -16,7 +16,9 @@ import pytest  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--granite-tokenizer", type=Path, default=None, help="a folder with Granite's own tokenizer, for the comparisons with transformers")
+    parser.addoption(
+        "--granite-tokenizer", type=Path, default=None, help="a folder with Granite's own tokenizer, for the comparisons with transformers"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Weight formats: values against gguf-py, planes against the documented bit positions, quantizers against round to nearest."""
+"""Weight formats: values against gguf-py, planes against the documented bit positions, quantizers against round to
+nearest.
+"""
 
 from __future__ import annotations
 
@@ -130,9 +132,7 @@ def test_dequantize_takes_stacked_and_strided_blocks() -> None:
     blocks = random_blocks("q6_k", 12, 512)
     assert torch.equal(format.dequantize(blocks.view(3, 4, -1), (3, 4, 512)), oracle("q6_k", blocks).view(3, 4, 512))
     assert torch.equal(format.dequantize(blocks[::2], (6, 512)), oracle("q6_k", blocks)[::2])
-    shifted = torch.cat((torch.zeros(1, dtype=torch.uint8), blocks.flatten()))[1:].view(
-        blocks.shape
-    )  # at an odd address
+    shifted = torch.cat((torch.zeros(1, dtype=torch.uint8), blocks.flatten()))[1:].view(blocks.shape)  # at an odd address
     assert torch.equal(format.blocks(format.pack(shifted, (12, 512)), (12, 512)), blocks)
 
 
@@ -149,9 +149,7 @@ def test_planes_are_aligned_padded_and_hardly_larger(name: str) -> None:
         by_row = plane.transpose(1, 2).flatten(0, 1) if plane.shape[0] == 6 else plane
         assert not by_row[35:].float().any()
     nbytes = sum(p.numel() * p.element_size() for p in planes)
-    assert nbytes * 8 / (48 * 1536) == pytest.approx(
-        format.bits_per_weight, rel=0.005
-    )  # int8, fp8: a scale a row besides
+    assert nbytes * 8 / (48 * 1536) == pytest.approx(format.bits_per_weight, rel=0.005)  # int8, fp8: a scale a row besides
     assert format.bits_per_weight <= 1.03 * stored_bits(name)
 
 
@@ -311,9 +309,7 @@ def nearest(x: Tensor, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["normal", "heavy"])
-@pytest.mark.parametrize(
-    ("name", "share"), [("q4_k", 0.95), ("q6_k", 0.97), ("int4_g32", 0.9), ("int4_g64", 0.9), ("int4_g128", 0.9)]
-)
+@pytest.mark.parametrize(("name", "share"), [("q4_k", 0.95), ("q6_k", 0.97), ("int4_g32", 0.9), ("int4_g64", 0.9), ("int4_g128", 0.9)])
 def test_searched_scales_beat_round_to_nearest(name: str, share: float, kind: str) -> None:
     weight = matrix(kind)
     searched = relative_error(get(name).unpack(get(name).quantize(weight), weight.shape), weight)
@@ -334,9 +330,7 @@ LLAMA_CPP = {  # relative errors of quantize_row_*_ref (ggml of llama-cpp-python
 def test_quantizers_are_as_good_as_llama_cpp(name: str, kind: str) -> None:
     weight = matrix(kind)
     error = relative_error(get(name).unpack(get(name).quantize(weight), weight.shape), weight)
-    assert error == pytest.approx(
-        LLAMA_CPP[name, kind], rel=0.005
-    )  # 2 % is allowed; the same search gives the same error
+    assert error == pytest.approx(LLAMA_CPP[name, kind], rel=0.005)  # 2 % is allowed; the same search gives the same error
 
 
 @pytest.mark.parametrize(("name", "limit"), [("int8", 0.025), ("fp8", 0.027)])

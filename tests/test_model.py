@@ -295,8 +295,12 @@ def test_max_context_is_a_limit(one: tuple[Any, GraniteForCausalLM], tmp_path: P
 def test_from_config_makes_the_same_model_from_a_seed() -> None:
     from granite_kernels import GraniteConfig
 
-    config = GraniteConfig.from_dict({"architectures": ["GraniteForCausalLM"], "model_type": "granite", **tiny.granite_config()}, source="test")
+    config = GraniteConfig.from_dict(
+        {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **tiny.granite_config()}, source="test"
+    )
     ids = tiny.prompts(1, 6)
-    one, two, other = (logits_of(GraniteForCausalLM.from_config(config, seed=seed, dtype=torch.float32, device="cpu"), ids) for seed in (1, 1, 2))
+    one, two, other = (
+        logits_of(GraniteForCausalLM.from_config(config, seed=seed, dtype=torch.float32, device="cpu"), ids) for seed in (1, 1, 2)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)

@@ -52,9 +52,7 @@ def test_streaming_takes_linear_time(tokenizer: Tokenizer) -> None:
 def test_streaming_with_a_sentencepiece_decoder() -> None:
     vocabulary = ["<unk>", "▁a", "▁b", "c", *(f"<0x{byte:02X}>" for byte in "é🙂".encode())]
     backend = Backend(models.BPE({token: i for i, token in enumerate(vocabulary)}, [], byte_fallback=True))
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     for ids in ([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 1], [4, 5], [6, 7, 8], [], [3, 6, 1, 7]):
         stream = stream_decoder(backend, frozenset({0}))
         pieces = [stream.push(token_id) for token_id in [0, *ids]]

@@ -52,9 +52,7 @@ def words(tokenizer: Tokenizer, text: str) -> list[str]:
 
 def checkpoint(path: Path, vocab_size: int, metadata: dict[str, Any] | None = None) -> SimpleNamespace:
     kind = "safetensors" if metadata is None else "gguf"
-    return SimpleNamespace(
-        kind=kind, path=path, gguf_metadata=metadata or {}, config=SimpleNamespace(vocab_size=vocab_size)
-    )
+    return SimpleNamespace(kind=kind, path=path, gguf_metadata=metadata or {}, config=SimpleNamespace(vocab_size=vocab_size))
 
 
 # A folder, as transformers reads it.
@@ -118,9 +116,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None
 def test_load_refuses_ids_beyond_the_embedding(folder: Path, tokenizer: Tokenizer) -> None:
     loaded = load_tokenizer(checkpoint(folder, tokenizer.vocab_size))
     assert loaded is not None and loaded.vocab_size == tokenizer.vocab_size
-    with pytest.raises(
-        GraniteError, match=f"ids up to {tokenizer.vocab_size - 1}, the embedding {tokenizer.vocab_size - 1} rows"
-    ):
+    with pytest.raises(GraniteError, match=f"ids up to {tokenizer.vocab_size - 1}, the embedding {tokenizer.vocab_size - 1} rows"):
         load_tokenizer(checkpoint(folder, tokenizer.vocab_size - 1))
     with pytest.raises(GraniteError, match="the embedding 100 rows"):
         load_tokenizer(checkpoint(Path("x.gguf"), 100, gguf_metadata()))

@@ -39,9 +39,7 @@ def test_every_form(mark: str, written: str, calls: list[dict[str, Any]]) -> Non
 
 
 def test_marked_calls_among_words() -> None:
-    assert parse_tool_calls(
-        f"Let me look.\n<tool_call>{json.dumps(A)}</tool_call>\n<tool_call>{json.dumps(B)}</tool_call>"
-    ) == [A, B]
+    assert parse_tool_calls(f"Let me look.\n<tool_call>{json.dumps(A)}</tool_call>\n<tool_call>{json.dumps(B)}</tool_call>") == [A, B]
     assert parse_tool_calls(f"<tool_call>{ONE} then <|tool_call|>{json.dumps(B)}") == [A, B]
     assert parse_tool_calls(f"<tool_call>{ONE[:-1]}</tool_call>") == [A]
     assert parse_tool_calls('<tool_call>[{"name": "a"}]') == [{"name": "a", "arguments": {}}]

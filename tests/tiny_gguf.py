@@ -64,7 +64,11 @@ def write(model: Any, path: Path, kind: str) -> dict[str, torch.Tensor]:
         if name == "lm_head.weight":
             continue
         array = tensor.float().numpy()
-        heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(name.rsplit("_proj", 1)[0][-1], 0) if "self_attn" in name else 0
+        heads = (
+            {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(name.rsplit("_proj", 1)[0][-1], 0)
+            if "self_attn" in name
+            else 0
+        )
         stored = permute(array, heads) if heads else array
         if array.ndim == 1:
             writer.add_tensor(llama_name(name), stored, raw_dtype=Type.F32)

@@ -69,9 +69,7 @@ def make_backend() -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, initial_alphabet=alphabet, special_tokens=FIRST_SPECIAL, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, special_tokens=FIRST_SPECIAL, show_progress=False)
     backend.train_from_iterator(_CORPUS * 3, trainer)
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in LAST_SPECIAL])
     return backend
@@ -169,9 +167,7 @@ def check_ids(ours: Any, theirs: Any) -> None:
         assert ids == theirs(text)["input_ids"], repr(text)
         assert ids == theirs.encode(text), repr(text)
         for skip in (False, True):
-            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), repr(
-                text
-            )
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), repr(text)
 
 
 def check_renderings(ours: Any, theirs: Any) -> None:

@@ -1,22 +1,32 @@
 """Inline assembly for the interpreter: what `tl.inline_asm_elementwise` computes when there is no GPU.
 
-Hints and scheduling (`prefetch...`, `griddepcontrol...`, `discard...`) do nothing here. Other texts are looked up, blanks
-aside, among the emulations registered with `register_asm`. A kernel file can't import this package, so emulations of the
-project's kernels live here, keyed by the exact text that the kernel passes.
+Hints and scheduling (`prefetch`, `griddepcontrol`, `discard`, ...) do nothing. Everything else is run instruction by
+instruction (`ptx`), so that a wrong constant in the text is a wrong result in the test. What `ptx` doesn't know can be
+given an emulation with `register_asm`, keyed by the exact text, blanks aside; a kernel file can't import this package, so
+emulations of the project's kernels belong at the end of this file.
+
+With `pack` above 1 a thread's neighbouring elements share registers. Here neighbours are those of the last dimension; on a
+GPU the layout decides, so assembly that mixes packed elements is right by luck only and `pack=1` is the safe choice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter as stock
+
+from . import ptx
 
 Emulation = Callable[..., Any]  # NumPy arrays, one for each operand -> an array, or a tuple of them
 
 EMULATIONS: dict[str, Emulation] = {}
-NO_OPERATION = [re.compile(r"^\{?\s*(?:@\S+\s+)?(?:prefetch\w*|griddepcontrol|discard)\b")]
+NO_OPERATION = [
+    re.compile(r"^\{?\s*(?:@\S+\s+)?(?:prefetch\w*|griddepcontrol|discard|applypriority|nanosleep|cp\.async\.bulk\.prefetch)\b")
+]
 
 
 def normalize(text: str) -> str:
@@ -38,29 +48,40 @@ def ignore_asm(pattern: str) -> None:
     NO_OPERATION.append(re.compile(pattern))
 
 
-def is_ignored(text: str) -> bool:
-    return any(pattern.match(normalize(text)) for pattern in NO_OPERATION)
+def run(text: str, constraints: str, values: Sequence[np.ndarray], types: Sequence[tl.dtype], pack: int) -> list[np.ndarray]:
+    """The results of the assembly, one array for each type. Raises NotImplementedError where nothing knows the text."""
+    key = normalize(text)
+    dtypes = [stock._get_np_dtype(kind.scalar) for kind in types]
+    shape = np.broadcast_shapes(*(value.shape for value in values)) if values else (1,)
+    if any(pattern.match(key) for pattern in NO_OPERATION):
+        return [np.zeros(shape, dtype) for dtype in dtypes]
+    if key in EMULATIONS:
+        results = EMULATIONS[key](*values)
+        results = results if isinstance(results, tuple) else (results,)
+        return [np.asarray(result).astype(dtype) for result, dtype in zip(results, dtypes, strict=True)]
+    outputs = sum(part.strip().startswith("=") for part in constraints.split(","))
+    registers = [register for value in values for register in _to_registers(np.broadcast_to(value, shape), pack)]
+    written = ptx.evaluate(text, outputs, registers)
+    results, position = [], 0
+    for dtype in dtypes:
+        used = max(1, pack * dtype.itemsize // 4)
+        results.append(_from_registers(written[position : position + used], dtype, pack, shape))
+        position += used
+    return results
 
 
-def find(text: str) -> Emulation:
-    try:
-        return EMULATIONS[normalize(text)]
-    except KeyError:
-        raise NotImplementedError(f"inline assembly without emulation, see bench/offline/asm.py: {text!r}") from None
+def _to_registers(value: np.ndarray, pack: int) -> list[np.ndarray]:
+    """Bit patterns of a lane's `pack` elements, 32 bits a register (or one element where it is wider)."""
+    elements = np.ascontiguousarray(value).reshape(-1, pack)
+    bits = elements.view(f"u{elements.dtype.itemsize}").astype(np.uint64)
+    each = max(1, min(pack, 4 // elements.dtype.itemsize))
+    width = np.uint64(8 * elements.dtype.itemsize)
+    groups = [bits[:, start : start + each] for start in range(0, pack, each)]
+    return [np.bitwise_or.reduce([group[:, i] << width * np.uint64(i) for i in range(group.shape[1])]) for group in groups]
 
 
-def _dot_of_bytes(a: np.ndarray, b: np.ndarray, c: np.ndarray, kind_a: type, kind_b: type) -> np.ndarray:
-    a, b, c = np.broadcast_arrays(a, b, c)
-    left = np.ascontiguousarray(a).view(kind_a).astype(np.int64).reshape(*a.shape, 4)
-    right = np.ascontiguousarray(b).view(kind_b).astype(np.int64).reshape(*b.shape, 4)
-    return (c.astype(np.int64) + (left * right).sum(-1)).astype(np.int32)
-
-
-@register_asm("dp4a.s32.s32 $0, $1, $2, $3;")
-def _dp4a_signed(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    return _dot_of_bytes(a, b, c, np.int8, np.int8)
-
-
-@register_asm("dp4a.u32.s32 $0, $1, $2, $3;")
-def _dp4a_unsigned(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    return _dot_of_bytes(a, b, c, np.uint8, np.int8)
+def _from_registers(registers: Sequence[np.ndarray], dtype: np.dtype, pack: int, shape: tuple[int, ...]) -> np.ndarray:
+    each = -(-pack // len(registers))
+    width = np.uint64(8 * dtype.itemsize)
+    bits = np.stack([registers[i // each] >> width * np.uint64(i % each) for i in range(pack)], axis=-1)
+    return bits.astype(f"u{dtype.itemsize}").view(dtype).reshape(shape)

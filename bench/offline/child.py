@@ -118,5 +118,13 @@ def main() -> None:
         return _run(json.loads(options.request))
     if not options.entry:
         parser.error("an entry is needed")
-    _run({"entry": options.entry, "archs": options.arch or [90], "args": [], "streamed": options.streamed, "streamed_bytes": {}, "dram_bytes": {}})
-
+    _run(
+        {
+            "entry": options.entry,
+            "archs": options.arch or [90],
+            "args": [],
+            "streamed": options.streamed,
+            "streamed_bytes": {},
+            "dram_bytes": {},
+        }
+    )

@@ -74,7 +74,9 @@ def _memory(observer: Observer) -> dict[str, Any]:
         observer.barrier()
         return barrier(self, *rest)
 
-    return {f.__name__: f for f in (create_masked_load, create_masked_store, create_atomic_rmw, create_atomic_cas, create_dot, create_barrier)}
+    return {
+        f.__name__: f for f in (create_masked_load, create_masked_store, create_atomic_rmw, create_atomic_cas, create_dot, create_barrier)
+    }
 
 
 def _ownership(observer: Observer) -> dict[str, Any]:

@@ -57,11 +57,8 @@ class _Results:
 
 def _repair_external() -> None:
     def create_inline_asm(self: Any, text: str, constraints: str, values: Any, types: Any, pure: bool, pack: int) -> Any:
-        if asm.is_ignored(text):
-            return _Results([Handle(np.zeros(1, np.int32), tl.int32)])
-        results = asm.find(text)(*[value.data for value in values])
-        results = results if isinstance(results, tuple) else (results,)
-        return _Results([Handle(_as(result, kind), kind.scalar) for result, kind in zip(results, types, strict=True)])
+        results = asm.run(text, constraints, [value.data for value in values], types, pack)
+        return _Results([Handle(result, kind.scalar) for result, kind in zip(results, types, strict=True)])
 
     def create_extern_elementwise(self: Any, library: str, path: str, symbol: str, args: Any, result: Any, pure: bool) -> Any:
         name = symbol.removeprefix("__nv_")

@@ -181,7 +181,9 @@ def to_json(metrics: Metrics) -> dict[str, Any]:
 
 def from_json(record: dict[str, Any]) -> Metrics:
     """The inverse of `to_json` after a trip through JSON, which turns integer keys and tuples into texts and lists."""
-    widths = {name: {int(bits): number for bits, number in record[name].items()} for name in ("load_widths", "streamed_widths", "loop_widths")}
+    widths = {
+        name: {int(bits): number for bits, number in record[name].items()} for name in ("load_widths", "streamed_widths", "loop_widths")
+    }
     return Metrics(**{**record, **widths, "grid": tuple(record["grid"])})
 
 

@@ -37,6 +37,18 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FFF), rounded)
 
 
+def float64_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float64 -> uint16 bit patterns of bfloat16, rounded once: by way of a float32 rounded to odd."""
+    wide = np.ascontiguousarray(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        near = wide.astype(np.float32)
+    bits = near.view(np.uint32)
+    inexact = np.isfinite(near) & (near.astype(np.float64) != wide) & (bits & 1 == 0)
+    away = np.abs(near.astype(np.float64)) > np.abs(wide)  # rounded up in magnitude: the odd neighbour is below
+    odd = np.where(away, bits - np.uint32(1), bits + np.uint32(1))
+    return float32_to_bfloat16(np.where(inexact, odd, bits).astype(np.uint32).view(np.float32))
+
+
 def float8_to_float32(bits: np.ndarray, dtype: tl.dtype) -> np.ndarray:
     return torch.from_numpy(np.ascontiguousarray(bits).view(np.uint8).copy()).view(FLOAT8[dtype]).float().numpy()
 
@@ -106,7 +118,7 @@ def _repair_elementwise() -> None:
 
     def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
         if _is_bfloat16(z):
-            return _narrow((widen(x).data.astype(np.float64) * widen(y).data + widen(z).data).astype(np.float32))
+            return Handle(float64_to_bfloat16(widen(x).data.astype(np.float64) * widen(y).data + widen(z).data), tl.bfloat16)
         if z.dtype.scalar == tl.float32:  # one rounding, as FFMA does
             return Handle((x.data.astype(np.float64) * y.data + z.data).astype(np.float32), tl.float32)
         return fma(self, x, y, z)

@@ -113,7 +113,9 @@ class Clocks:
     def _race(self, what: str, shadow: Shadow, elements: np.ndarray, others: np.ndarray, conflict: np.ndarray) -> None:
         if conflict.any():
             where = f"'{shadow.name}' element {int(elements[conflict][0])}"
-            self.report("RACE", f"{what} on {where}: programs {int(others[conflict][0])} and {self.program}, {int(conflict.sum())} elements")
+            self.report(
+                "RACE", f"{what} on {where}: programs {int(others[conflict][0])} and {self.program}, {int(conflict.sum())} elements"
+            )
 
     def _against_itself(self, shadow: Shadow, elements: np.ndarray) -> None:
         if elements.size == 1:

@@ -170,7 +170,9 @@ def pending_bytes(body: Sequence[Instruction], streamed: bool = False) -> int:
         operands = [operand.strip() for operand in instruction.arguments.split(",")]
         writes_first = not instruction.stem.startswith(("ST", "RED", "BRA"))
         read = {int(number) for operand in operands[writes_first:] for number in re.findall(r"\bR(\d+)", operand)}
-        for register in [register for register, size in pending.items() if any(register <= used < register + max(1, size // 4) for used in read)]:
+        for register in [
+            register for register, size in pending.items() if any(register <= used < register + max(1, size // 4) for used in read)
+        ]:
             del pending[register]
         target = re.match(r"R(\d+)", operands[0])
         if instruction.stem == "LDG" and target and (instruction.is_streamed or not streamed):

@@ -251,7 +251,9 @@ class Tracer:
         assert self.current is not None
         argument = self.current.arguments[max(int(nearest[0]), 0)]
         offset = int(addresses[0]) - argument.low
-        self.problem("OOB", f"{kind} of {addresses.size} lanes, the first {offset:+d} B from the start of '{argument.name}' ({argument.bytes} B)")
+        self.problem(
+            "OOB", f"{kind} of {addresses.size} lanes, the first {offset:+d} B from the start of '{argument.name}' ({argument.bytes} B)"
+        )
 
     def _duplicates(self, argument: Argument, addresses: np.ndarray, values: np.ndarray) -> None:
         order = np.argsort(addresses, kind="stable")

@@ -42,12 +42,10 @@ def get_gguf(name: str) -> GgufFormat:
 
 
 def get_coded(name: str) -> CodedFormat:
-    """The format called `name` ("int8", "fp8" or one of INT4_NAMES), which packs codes that stand beside their scales."""
+    """The format called `name` ("int8", "fp8", INT4_NAMES), which packs codes that stand beside their scales."""
     from granite_kernels.formats.coded import CodedFormat
 
     format = get(name)
     if not isinstance(format, CodedFormat):
-        raise GraniteError(
-            f"{name!r} is stored in blocks; codes beside scales are {', '.join(NAMES[len(GGUF_NAMES) :])}"
-        )
+        raise GraniteError(f"{name!r} is stored in blocks; codes beside scales are {', '.join(NAMES[len(GGUF_NAMES) :])}")
     return format

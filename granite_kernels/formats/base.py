@@ -1,8 +1,8 @@
 """Format: a kind of weight as the kernels read it.
 
-A format cuts a matrix [rows, columns] into integer codes, one a weight, and metadata (scales, zero points) shared by groups of
-consecutive columns. Its planes, in this order, with P = rows padded to a multiple of 16 (padding rows are zero bits) and U =
-columns / 32:
+A format cuts a matrix [rows, columns] into integer codes, one a weight, and metadata (scales, zero points) shared by
+groups of consecutive columns. Its planes, in this order, with P = rows padded to a multiple of 16 (padding rows are
+zero bits) and U = columns / 32:
 
     codes, lowest bits first    8 bits    [P, columns]       natural order
                                 4 bits    int32 [P, U, 4]    fields as in words.py
@@ -10,8 +10,9 @@ columns / 32:
                                 1 bit     int32 [P/8, U, 8]  (of row 8g + r at [g, u, r])
     metadata, each              [P/8, groups, 8]             (of row 8g + r, group j at [g, j, r])
 
-Eight rows interleaved: a program of eight rows finds the eight values of a group in one vector load, and needs no movement between
-threads to meet the codes. A row's only scale is a group as wide as the row: [P/8, 1, 8]. Every plane is an allocation of its own.
+Eight rows interleaved: a program of eight rows finds the eight values of a group in one vector load, and needs no
+movement between threads to meet the codes. A row's only scale is a group as wide as the row: [P/8, 1, 8]. Every plane
+is an allocation of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Metadata:
 
 
 class Format(abc.ABC):
-    """One kind of weight. `block`: columns must be a multiple of it; `code_bits`: the fields of a code, lowest first."""
+    """One kind of weight. `block`: columns are a multiple of it; `code_bits`: the fields of a code, lowest first."""
 
     name: str
     block: int
@@ -72,17 +73,15 @@ class Format(abc.ABC):
         return (*(by_bits[bits] for bits in self.code_bits), *(((padded // 8, n, 8), dtype) for n, dtype in groups))
 
     def unpack(self, planes: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values [rows, columns], computed in float32 exactly as the format's reference does, rounded once to `dtype`."""
+        """The values [rows, columns], computed in float32 as the format's reference does, rounded once to `dtype`."""
         rows, columns = self._check(shape)
         out = torch.empty(rows, columns, dtype=dtype, device=planes[0].device)
         for first, last in chunks(rows, columns):
             self._store(out[first:last], *self._codes(self._between(planes, first, last)))
         return out
 
-    def rows(
-        self, planes: Sequence[Tensor], shape: Sequence[int], ids: Tensor, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """Rows `ids` (integers of any shape) of the matrix, equal to unpack(...)[ids]: [*ids.shape, columns]. Reads only those."""
+    def rows(self, planes: Sequence[Tensor], shape: Sequence[int], ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows `ids` (integers, any shape) as [*ids.shape, columns]: unpack(...)[ids], but only those rows are read."""
         _, columns = self._check(shape)
         flat = ids.reshape(-1).long()
         out = torch.empty(flat.shape[0], columns, dtype=dtype, device=planes[0].device)
@@ -90,7 +89,7 @@ class Format(abc.ABC):
         return out.view(*ids.shape, columns)
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """The planes of a matrix weight [rows, columns] of floating-point values, on its device; see the format for its search."""
+        """The planes of a floating-point matrix weight [rows, columns], on its device; each format says how."""
         rows, columns = self._check(weight.shape)
         size = DEVICE_CHUNK if weight.is_cuda else SEARCH_CHUNK
         return self._assemble(rows, columns, lambda first, last: self._encode(weight[first:last].float()), size)
@@ -99,10 +98,8 @@ class Format(abc.ABC):
         """weight float32 [rows, columns] -> codes uint8 [rows, columns], metadata [rows, groups] each."""
         raise GraniteError(f"{self.name}: matrices are read in this format but can't be quantized to it")
 
-    def _assemble(
-        self, rows: int, columns: int, content: Callable[[int, int], Content], size: int = CHUNK
-    ) -> tuple[Tensor, ...]:
-        """Planes of a matrix, given the codes and metadata of rows first .. last - 1; about `size` weights at a time."""
+    def _assemble(self, rows: int, columns: int, content: Callable[[int, int], Content], size: int = CHUNK) -> tuple[Tensor, ...]:
+        """Planes of a matrix from the codes and metadata of rows first .. last - 1, about `size` weights at a time."""
         planes: tuple[Tensor, ...] = ()
         layout = self.layout((rows, columns))
         for first, last in chunks(rows, columns, size):
@@ -121,9 +118,7 @@ class Format(abc.ABC):
 
     def _check(self, shape: Sequence[int]) -> tuple[int, int]:
         if len(shape) != 2 or shape[1] % self.block or min(shape) < 1:
-            raise GraniteError(
-                f"{self.name}: a matrix whose columns are a multiple of {self.block} is needed, found {tuple(shape)}"
-            )
+            raise GraniteError(f"{self.name}: a matrix whose columns are a multiple of {self.block} is needed, found {tuple(shape)}")
         return shape[0], shape[1]
 
     def _store(self, out: Tensor, codes: Tensor, metadata: Sequence[Tensor]) -> None:
@@ -169,10 +164,7 @@ class Format(abc.ABC):
 
     def _picked(self, planes: Sequence[Tensor], ids: Tensor) -> list[Tensor]:
         """Rows `ids` of each plane, as `_between`."""
-        return [
-            plane[ids // 8, :, ids % 8] if mixed else plane[ids]
-            for plane, mixed in zip(planes, self._interleaved, strict=True)
-        ]
+        return [plane[ids // 8, :, ids % 8] if mixed else plane[ids] for plane, mixed in zip(planes, self._interleaved, strict=True)]
 
     @property
     def _interleaved(self) -> list[bool]:

@@ -15,7 +15,7 @@ class CodedFormat(Format):
     """A format packed from codes and metadata as they are."""
 
     def pack(self, codes: Tensor, *metadata: Tensor) -> tuple[Tensor, ...]:
-        """The planes of codes [rows, columns], 8 bits each, and metadata [rows, groups] each, in the order of `metadata`."""
+        """The planes of codes [rows, columns] of 8 bits and of metadata [rows, groups], in the order of `metadata`."""
         rows, columns = self._check(codes.shape)
         expected = [(rows, columns // m.width if m.width else 1) for m in self.metadata]
         found = [tuple(values.shape) for values in metadata]
@@ -28,7 +28,7 @@ class CodedFormat(Format):
         return self._assemble(rows, columns, lambda a, b: (raw[a:b], [values[a:b] for values in metadata]))
 
     def codes(self, planes: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
-        """The inverse of `pack`: codes [rows, columns] (uint8; `code_dtype` where they have 8 bits), then the metadata."""
+        """The inverse of `pack`: codes [rows, columns] (`code_dtype` if they have 8 bits, else uint8), metadata."""
         rows, _ = self._check(shape)
         codes, metadata = self._codes(self._between(planes, 0, rows))
         return (codes.view(self.code_dtype) if self.code_bits == (8,) else codes, *metadata)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import ROW, Metadata, Content
+from granite_kernels.formats.base import ROW, Content, Metadata
 from granite_kernels.formats.coded import CodedFormat
 from granite_kernels.formats.search import inverse
 

@@ -1,8 +1,9 @@
 """GgufFormat: formats whose weights come as the blocks of a GGUF file.
 
-A row of a file is columns / block blocks of `block_bytes` bytes each. A subclass says how blocks hold codes and metadata (`_split`),
-how to write them (`_join`), and what they mean (`_values`, in the order of operations of gguf-py's dequantizers, so that results are
-equal bit for bit). Everything else is common: planes (base.py) are codes and metadata again.
+A row of a file is columns / block blocks of `block_bytes` bytes each. A subclass says how blocks hold codes and
+metadata (`_split`), how to write them (`_join`), and what they mean (`_values`, in the order of operations of gguf-py's
+dequantizers, so that results are equal bit for bit). Everything else is common: planes (base.py) are codes and metadata
+again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.formats.base import Format, Content, chunks
+from granite_kernels.formats.base import Content, Format, chunks
 
 
 class GgufFormat(Format):
@@ -53,14 +54,13 @@ class GgufFormat(Format):
         expected = (rows, columns // self.block * self.block_bytes)
         if tuple(blocks.shape) != expected or blocks.dtype != torch.uint8:
             raise GraniteError(
-                f"{self.name}: blocks uint8 {expected} are needed for {rows}x{columns} weights, "
-                f"found {blocks.dtype} {tuple(blocks.shape)}"
+                f"{self.name}: blocks uint8 {expected} are needed for {rows}x{columns} weights, found {blocks.dtype} {tuple(blocks.shape)}"
             )
         return blocks
 
     @abc.abstractmethod
     def _split(self, blocks: Tensor) -> Content:
-        """blocks uint8 [rows, row_bytes] -> codes uint8 [rows, columns] (a new tensor), metadata [rows, groups] each."""
+        """blocks uint8 [rows, row_bytes] -> codes uint8 [rows, columns] (new memory), metadata [rows, groups]."""
 
     @abc.abstractmethod
     def _join(self, codes: Tensor, metadata: Sequence[Tensor]) -> Tensor:

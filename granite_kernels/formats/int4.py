@@ -2,8 +2,8 @@
 
 int4_g<group>: symmetric, zero = 8. int4_g<group>_zero: a zero point for each group.
 Planes: q int32 [P, U, 4] (words.py); scale float16 or bfloat16 [P/8, columns / group, 8]; with zero points, zero uint8
-[P/8, columns / group, 8]. Bits at 32 / 64 / 128: 4.5 / 4.25 / 4.125, with zero points 4.75 / 4.375 / 4.1875 (of 4.625 / 4.3125 /
-4.15625 stored: zero points of 4 bits take a byte, as GPTQ's reach 16).
+[P/8, columns / group, 8]. Bits at 32 / 64 / 128: 4.5 / 4.25 / 4.125, with zero points 4.75 / 4.375 / 4.1875 (of 4.625 /
+4.3125 / 4.15625 stored: zero points of 4 bits take a byte, as GPTQ's reach 16).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.coded import CodedFormat
 from granite_kernels.formats.search import inverse, symmetric
 
@@ -33,7 +33,7 @@ class Int4(CodedFormat):
         self.metadata = (scale, Metadata(group, torch.uint8)) if zero else (scale,)
 
     def pack(self, codes: Tensor, *metadata: Tensor) -> tuple[Tensor, ...]:
-        """Planes of codes uint8 [rows, columns] (0 .. 15), scale float16 or bfloat16 [rows, columns / group], zero uint8 alike."""
+        """Planes of codes uint8 [rows, columns] (0 .. 15), 16-bit scale [rows, columns / group], zero uint8 alike."""
         if metadata and metadata[0].dtype not in (torch.float16, torch.bfloat16):
             raise GraniteError(f"{self.name}: 16-bit scales are needed, found {metadata[0].dtype}; round them first")
         return super().pack(codes, *metadata)
@@ -44,7 +44,7 @@ class Int4(CodedFormat):
         grouped.sub_(metadata[1].float()[..., None] if self.zero else 8.0).mul_(metadata[0].float()[..., None])
 
     def _encode(self, weight: Tensor) -> Content:
-        """Symmetric: the scale of least squared error among CANDIDATES, refined by least squares on the codes it gives."""
+        """The scale of least squared error among CANDIDATES, refined by least squares on the codes it gives."""
         if self.zero:
             return super()._encode(weight)
         x = weight.unflatten(1, (-1, self.group))

@@ -1,7 +1,7 @@
 """What Q4_K and Q5_K share: 6-bit scales and mins for eight units of 32 weights, and the value of a weight.
 
-In a block, 12 bytes s: for unit j < 4 scale = s[j] & 63 and min = s[j+4] & 63; for j >= 4 scale = s[j+4] & 15 | s[j-4] >> 6 << 4 and
-min = s[j+4] >> 4 | s[j] >> 6 << 4. In a plane, 16 bits a unit: scale | min << 8.
+In a block, 12 bytes s: for unit j < 4 scale = s[j] & 63 and min = s[j+4] & 63; for j >= 4 scale = s[j+4] & 15 | s[j-4]
+>> 6 << 4 and min = s[j+4] >> 4 | s[j] >> 6 << 4. In a plane, 16 bits a unit: scale | min << 8.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Q2_K: 256 weights in 84 bytes (2.625 bits); weight = (d * scale) * q - dmin * min, with a 4-bit scale and min for each 16.
+"""Q2_K: 256 weights in 84 bytes (2.625 bits); weight = (d * scale) * q - dmin * min, with a 4-bit scale and min for
+each 16.
 
-Block: scales [16] @0, byte i = scale | min << 4 of weights 16i .. 16i + 15; q [64] @16, weight e = bits 2 * (e % 128 // 32) of byte
-32 * (e // 128) + e % 32; d float16 @80; dmin float16 @82.
-Planes: q int32 [P, U, 2] (words.py); scales int16 [P/8, U, 8], the low byte for weights 0-15 of the unit, the high byte for 16-31, each
-scale | min << 4; dm int32 [P/8, S, 8], d in the low half, dmin in the high half, S = columns / 256. 2.625 bits.
+Block: scales [16] @0, byte i = scale | min << 4 of weights 16i .. 16i + 15; q [64] @16, weight e = bits 2 * (e % 128 //
+32) of byte 32 * (e // 128) + e % 32; d float16 @80; dmin float16 @82.
+Planes: q int32 [P, U, 2] (words.py); scales int16 [P/8, U, 8], the low byte for weights 0-15 of the unit, the high byte
+for 16-31, each scale | min << 4; dm int32 [P/8, S, 8], d in the low half, dmin in the high half, S = columns / 256.
+2.625 bits.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values, halves
 from granite_kernels.formats.words import UNIT, join, split
 

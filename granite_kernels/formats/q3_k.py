@@ -1,11 +1,11 @@
 """Q3_K: 256 weights in 110 bytes (3.4375 bits); weight = (d * (scale - 32)) * (q - 4), with a 6-bit scale for each 16.
 
 Block: high [32] @0, bit e // 32 of byte e % 32 = bit 2 of q of weight e; low [64] @32, bits 2 * (e % 128 // 32) of byte
-32 * (e // 128) + e % 32; scales [12] @96, scale i of weights 16i .. 16i + 15: bits 0-3 are nibble i // 8 of byte i % 8, bits 4-5 are
-bits 2 * (i // 4) of byte 8 + i % 4; d float16 @108.
-Planes (S = columns / 256): bits 0-1 of q int32 [P, U, 2]; bit 2 int32 [P/8, U, 8] (words.py); bits 0-3 of the scales uint8
-[P/8, U, 8], the low nibble for weights 0-15 of the unit, the high nibble for 16-31; bits 4-5 int32 [P/8, S, 8], of scale i at
-bit 2i; d float16 [P/8, S, 8]. 3.4375 bits: scales of 8 bits would be 3.6 % more than the file holds.
+32 * (e // 128) + e % 32; scales [12] @96, scale i of weights 16i .. 16i + 15: bits 0-3 are nibble i // 8 of byte i % 8,
+bits 4-5 are bits 2 * (i // 4) of byte 8 + i % 4; d float16 @108.
+Planes (S = columns / 256): bits 0-1 of q int32 [P, U, 2]; bit 2 int32 [P/8, U, 8] (words.py); bits 0-3 of the scales
+uint8 [P/8, U, 8], the low nibble for weights 0-15 of the unit, the high nibble for 16-31; bits 4-5 int32 [P/8, S, 8],
+of scale i at bit 2i; d float16 [P/8, S, 8]. 3.4375 bits: scales of 8 bits would be 3.6 % more than the file holds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.words import UNIT, join, split
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values, halves
 from granite_kernels.formats.words import UNIT, join, split
 

@@ -1,9 +1,11 @@
-"""Q4_K: 256 weights in 144 bytes (4.5 bits); weight = (d * scale) * q - dmin * min, with a 6-bit scale and min for each 32.
+"""Q4_K: 256 weights in 144 bytes (4.5 bits); weight = (d * scale) * q - dmin * min, with a 6-bit scale and min for each
+32.
 
-Block: d float16 @0; dmin float16 @2; scales and mins [12] @4 (k_scales.py); q [128] @16, weight e = nibble e // 32 % 2 of byte
-32 * (e // 64) + e % 32.
-Planes: q int32 [P, U, 4] (words.py); scales int16 [P/8, U, 8] = scale | min << 8; dm int32 [P/8, S, 8], d in the low half, dmin
-in the high half, S = columns / 256. 4.625 bits: scales on byte boundaries cost 2.8 % and save their decoding.
+Block: d float16 @0; dmin float16 @2; scales and mins [12] @4 (k_scales.py); q [128] @16, weight e = nibble e // 32 % 2
+of byte 32 * (e // 64) + e % 32.
+Planes: q int32 [P, U, 4] (words.py); scales int16 [P/8, U, 8] = scale | min << 8; dm int32 [P/8, S, 8], d in the low
+half, dmin in the high half, S = columns / 256. 4.625 bits: scales on byte boundaries cost 2.8 % and save their
+decoding.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.k_scales import join_scales, scaled, split_scales
 from granite_kernels.formats.search import affine, inverse
@@ -43,7 +45,7 @@ class Q4_K(GgufFormat):
         scaled(codes, scales, dm, out)
 
     def _encode(self, weight: Tensor) -> Content:
-        """llama.cpp's search: scale and min of each unit by `affine`, weighted by mean magnitude + |x|; both to 6 bits; codes again."""
+        """llama.cpp's search: `affine` for each unit, weighted by its RMS + |x|; both results to 6 bits."""
         x = weight.view(weight.shape[0], -1, 8, UNIT)
         weights = x.abs() + x.square().mean(-1, keepdim=True).sqrt_()
         scale, low = affine(x, 15, STEPS, weights)

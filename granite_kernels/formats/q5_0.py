@@ -1,6 +1,7 @@
 """Q5_0: 32 weights in 22 bytes (5.5 bits); weight = d * (q - 16).
 
-Block: d float16 @0; 32 bits @2, bit e = bit 4 of q of weight e; 16 bytes @6, byte b = low nibbles of weights b | 16 + b << 4.
+Block: d float16 @0; 32 bits @2, bit e = bit 4 of q of weight e; 16 bytes @6, byte b = low nibbles of weights b | 16 + b
+<< 4.
 Planes: low nibbles int32 [P, U, 4]; bit 4 int32 [P/8, U, 8] (words.py); d float16 [P/8, U, 8]. 5.5 bits.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import extreme, inverse
 from granite_kernels.formats.words import UNIT, join, join_bits, split, split_bits
@@ -40,7 +41,7 @@ class Q5_0(GgufFormat):
         out.unflatten(1, (-1, UNIT)).mul_(d.float()[..., None])
 
     def _encode(self, weight: Tensor) -> Content:
-        """The scale fits the extreme weight of a unit to -16. Equal to gguf-py's bit for bit."""
+        """The extreme weight of a unit becomes -16. Equal to gguf-py's bit for bit."""
         x = weight.unflatten(1, (-1, UNIT))
         d = extreme(x) / -16
         codes = (x * inverse(d)).add_(16.5).trunc_().clamp_(0, 31)

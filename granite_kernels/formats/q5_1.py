@@ -1,8 +1,9 @@
 """Q5_1: 32 weights in 24 bytes (6 bits); weight = d * q + m.
 
-Block: d float16 @0; m float16 @2; 32 bits @4, bit e = bit 4 of q of weight e; 16 bytes @8, byte b = low nibbles of weights b | 16 + b << 4.
-Planes: low nibbles int32 [P, U, 4]; bit 4 int32 [P/8, U, 8] (words.py); dm int32 [P/8, U, 8], d in the low half, m in the high
-half. 6 bits.
+Block: d float16 @0; m float16 @2; 32 bits @4, bit e = bit 4 of q of weight e; 16 bytes @8, byte b = low nibbles of
+weights b | 16 + b << 4.
+Planes: low nibbles int32 [P, U, 4]; bit 4 int32 [P/8, U, 8] (words.py); dm int32 [P/8, U, 8], d in the low half, m in
+the high half. 6 bits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values, halves
 from granite_kernels.formats.words import UNIT, join, join_bits, split, split_bits
 

@@ -1,9 +1,10 @@
-"""Q5_K: 256 weights in 176 bytes (5.5 bits); weight = (d * scale) * q - dmin * min, with a 6-bit scale and min for each 32.
+"""Q5_K: 256 weights in 176 bytes (5.5 bits); weight = (d * scale) * q - dmin * min, with a 6-bit scale and min for each
+32.
 
-Block: d float16 @0; dmin float16 @2; scales and mins [12] @4 (k_scales.py); high [32] @16, bit e // 32 of byte e % 32 = bit 4 of q of
-weight e; low [128] @48, weight e = nibble e // 32 % 2 of byte 32 * (e // 64) + e % 32.
-Planes: low nibbles int32 [P, U, 4]; bit 4 int32 [P/8, U, 8] (words.py); scales int16 [P/8, U, 8] = scale | min << 8; dm int32
-[P/8, S, 8], d in the low half, dmin in the high half, S = columns / 256. 5.625 bits.
+Block: d float16 @0; dmin float16 @2; scales and mins [12] @4 (k_scales.py); high [32] @16, bit e // 32 of byte e % 32 =
+bit 4 of q of weight e; low [128] @48, weight e = nibble e // 32 % 2 of byte 32 * (e // 64) + e % 32.
+Planes: low nibbles int32 [P, U, 4]; bit 4 int32 [P/8, U, 8] (words.py); scales int16 [P/8, U, 8] = scale | min << 8; dm
+int32 [P/8, S, 8], d in the low half, dmin in the high half, S = columns / 256. 5.625 bits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.k_scales import join_scales, scaled, split_scales
 from granite_kernels.formats.words import UNIT, join, split

@@ -1,9 +1,9 @@
 """Q6_K: 256 weights in 210 bytes (6.5625 bits); weight = (d * scale) * (q - 32), with a signed 8-bit scale for each 16.
 
-Block, for weight e with h = e // 128 and r = e % 128: low [128] @0, nibble r // 64 of byte 64h + r % 64; high [64] @128, bits
-2 * (r // 32) of byte 32h + r % 32 = bits 4-5 of q; scales int8 [16] @192; d float16 @208.
-Planes: low nibbles int32 [P, U, 4]; bits 4-5 int32 [P, U, 2] (words.py); scales int16 [P/8, U, 8], two int8, the low byte for weights
-0-15 of the unit, the high byte for 16-31; d float16 [P/8, S, 8], S = columns / 256. 6.5625 bits.
+Block, for weight e with h = e // 128 and r = e % 128: low [128] @0, nibble r // 64 of byte 64h + r % 64; high [64]
+@128, bits 2 * (r // 32) of byte 32h + r % 32 = bits 4-5 of q; scales int8 [16] @192; d float16 @208.
+Planes: low nibbles int32 [P, U, 4]; bits 4-5 int32 [P, U, 2] (words.py); scales int16 [P/8, U, 8], two int8, the low
+byte for weights 0-15 of the unit, the high byte for 16-31; d float16 [P/8, S, 8], S = columns / 256. 6.5625 bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import TINY, extreme, inverse, symmetric
 from granite_kernels.formats.words import UNIT, join, split
@@ -47,7 +47,7 @@ class Q6_K(GgufFormat):
         out.view(*scale.shape, 16).mul_(scale[..., None])
 
     def _encode(self, weight: Tensor) -> Content:
-        """llama.cpp's search: scale of each 16 by `symmetric`, weighted by x^2; scales to 8 bits, the extreme one -128; codes again."""
+        """llama.cpp's search: `symmetric` for each 16, weighted by x^2; scales to 8 bits, the extreme one -128."""
         x = weight.view(weight.shape[0], -1, 16, 16)
         scale = symmetric(x, 32, CANDIDATES, x.square())[..., 0]
         top = extreme(scale)

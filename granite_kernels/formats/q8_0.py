@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Metadata, Content
+from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import inverse
 from granite_kernels.formats.words import UNIT
@@ -37,7 +37,7 @@ class Q8_0(GgufFormat):
         out.unflatten(1, (-1, UNIT)).mul_(d.float()[..., None])
 
     def _encode(self, weight: Tensor) -> Content:
-        """The scale fits the largest weight of a unit to 127; halves round away from zero. Equal to gguf-py's bit for bit."""
+        """The largest weight of a unit becomes 127; halves round away from zero. Equal to gguf-py's bit for bit."""
         x = weight.unflatten(1, (-1, UNIT))
         d = x.abs().amax(-1, keepdim=True) / 127
         scaled = x * inverse(d)

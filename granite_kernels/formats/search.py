@@ -1,8 +1,8 @@
 """Scales that lose least: the searches behind the quantizers, for many groups at once.
 
-Each takes groups x float32 [..., n]. The k-quants' two follow llama.cpp's method, so that the same weights get about the same codes:
-try several scales around the one that the largest weight asks for, round, solve for the best scale of those codes by weighted least
-squares, keep the best.
+Each takes groups x float32 [..., n]. The k-quants' two follow llama.cpp's method, so that the same weights get about
+the same codes: try several scales around the one that the largest weight asks for, round, solve for the best scale of
+those codes by weighted least squares, keep the best.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def symmetric(x: Tensor, levels: int, candidates: list[float], weights: Tensor |
 def affine(x: Tensor, top: int, steps: list[float], weights: Tensor) -> tuple[Tensor, Tensor]:
     """scale and low >= 0 [..., 1] that minimise sum(weights * (x - (scale * q - low))^2), q in 0 .. top.
 
-    Starts from the range of the group (which always includes 0) cut in `top` parts, then tries top + step parts of the range
-    from the best offset so far to the largest weight.
+    Starts from the range of the group (which always includes 0) cut in `top` parts, then tries top + step parts of the
+    range from the best offset so far to the largest weight.
     """
     most, offset = x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).clamp_(max=0.0)
     sum_w = weights.sum(-1, keepdim=True)

@@ -1,14 +1,14 @@
 """Bit fields of weights inside 32-bit words, in the one order that every format below 8 bits uses.
 
-A unit is 32 consecutive weights of a row; element 8t + i of it, i = 4*i2 + 2*i1 + i0. Fields of 4, 2 or 1 bits fill 4, 2 or 1 words
-a unit. With n = 4 / bits, the field of element 8t + i stands
+A unit is 32 consecutive weights of a row; element 8t + i of it, i = 4*i2 + 2*i1 + i0. Fields of 4, 2 or 1 bits fill 4,
+2 or 1 words a unit. With n = 4 / bits, the field of element 8t + i stands
 
     in word t // n,  at bit  16*i0 + 8*i2 + bits*(2*(t % n) + i1)
 
-Why: masking a word with the field's bits in each byte gives four bytes that are elements 8t + (0, 4, 1, 5) for i1 = 0 and
-8t + (2, 6, 3, 7) for i1 = 1, ready for an integer dot product (activations permuted alike); masking two fields 16 bits apart gives the
-neighbours 8t + 2j and 8t + 2j + 1, which one instruction makes a pair of 16-bit floats. Low and high fields of one element agree in
-i0 and i2, so joining them is one shift and one merge for a whole word.
+Why: masking a word with the field's bits in each byte gives four bytes that are elements 8t + (0, 4, 1, 5) for i1 = 0
+and 8t + (2, 6, 3, 7) for i1 = 1, ready for an integer dot product (activations permuted alike); masking two fields 16
+bits apart gives the neighbours 8t + 2j and 8t + 2j + 1, which one instruction makes a pair of 16-bit floats. Low and
+high fields of one element agree in i0 and i2, so joining them is one shift and one merge for a whole word.
 
 Shifts are spelled out: on the CPU `>>` and `<<` of tensors take a slower path than the functions.
 """
@@ -43,7 +43,7 @@ def gather(codes: Tensor, shift: int, bits: int) -> Tensor:
 
 
 def spread(words: Tensor, bits: int) -> Tensor:
-    """The inverse of `gather`: words int32 [rows, units, bits] to bytes uint8 [rows, 32 * units] of `bits` bits each."""
+    """The inverse of `gather`: words int32 [rows, units, bits] to fields uint8 [rows, 32 * units]."""
     rows, units, _ = words.shape
     count = 4 // bits
     if count > 1:
@@ -61,7 +61,7 @@ def spread(words: Tensor, bits: int) -> Tensor:
 
 
 def split(packed: Tensor, bits: int) -> Tensor:
-    """Bytes uint8 [..., n] holding 8 / bits values each -> [..., 8 / bits, n], lowest bits first. n is a multiple of 4."""
+    """Bytes uint8 [..., n] of 8 / bits values each -> [..., 8 / bits, n], lowest bits first; n a multiple of 4."""
     words, mask = packed.contiguous().view(torch.int32), 0x01010101 * ((1 << bits) - 1)
     fields = torch.stack([words.bitwise_right_shift(shift).bitwise_and_(mask) for shift in range(0, 8, bits)], -2)
     return fields.view(torch.uint8)

@@ -28,6 +28,7 @@ def norm_route(x: Tensor, norm: Tensor, router: Tensor, *, top_k: int, eps: floa
     values, order = logits.sort(dim=-1, descending=True, stable=True)
     return h, order[..., :top_k].int(), values[..., :top_k].softmax(-1)
 
+
 def experts_gate_up_swiglu(h: Tensor, gate_up: Weight, chosen: Tensor, *, experts: int) -> Tensor:
     """silu(gate) * up of each token's chosen experts.
 

@@ -37,9 +37,7 @@ def open_checkpoint(
     try:
         return _open(path, check_finite)
     except OSError as error:
-        raise GraniteError(
-            f"{error.filename or path}: can't be read: {error.strerror}; check its permissions"
-        ) from error
+        raise GraniteError(f"{error.filename or path}: can't be read: {error.strerror}; check its permissions") from error
 
 
 def _open(path: Path, check_finite: bool) -> Checkpoint:
@@ -48,14 +46,10 @@ def _open(path: Path, check_finite: bool) -> Checkpoint:
     if path.suffix == ".gguf" or _magic(path) == MAGIC:
         return GgufCheckpoint(path, check_finite=check_finite)
     if path.suffix in PICKLES:
-        raise GraniteError(
-            f"{path}: pickled files can run code and are never opened; convert the checkpoint to safetensors"
-        )
+        raise GraniteError(f"{path}: pickled files can run code and are never opened; convert the checkpoint to safetensors")
     if path.suffix == ".safetensors":
         raise GraniteError(f"{path}: is one file of a checkpoint; give its folder, {path.parent}, with config.json")
-    raise GraniteError(
-        f"{path}: not a checkpoint; expected a .gguf file, or a folder with config.json and *.safetensors"
-    )
+    raise GraniteError(f"{path}: not a checkpoint; expected a .gguf file, or a folder with config.json and *.safetensors")
 
 
 def _magic(path: Path) -> bytes:

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from granite_kernels.errors import GraniteError
+
 SCALE_OFFSETS = {  # bytes from the start of a block to its 16-bit floats
     "q4_0": (0,),
     "q4_1": (0, 2),
@@ -42,6 +44,14 @@ def count_non_finite_scales(blocks: Tensor, format: str, block_bytes: int) -> in
     for chunk in halves.split(_BLOCKS_AT_ONCE):
         bad += count_non_finite(chunk[:, first : first + 1 + len(others)].contiguous().view(torch.float16))
     return bad
+
+
+def non_finite_error(where: str, bad: int, of: str) -> GraniteError:
+    """The refusal of a tensor: `where` names it, `of` says what was counted."""
+    return GraniteError(
+        f"{where} has {bad:,} NaN or infinite {of}; expected none, so the file is damaged or the training diverged "
+        "(check_finite=False loads it all the same)"
+    )
 
 
 def _finite(data: Tensor) -> bool:

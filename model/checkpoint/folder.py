@@ -67,22 +67,17 @@ def find_shards(folder: Path) -> Shards:
 def _indexed(folder: Path, index: Path) -> Shards:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise GraniteError(
-            f"{index}: weight_map is {str(weight_map)[:40]}; expected an object from tensor names to file names"
-        )
+        raise GraniteError(f"{index}: weight_map is {str(weight_map)[:40]}; expected an object from tensor names to file names")
     listed: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not _plain(file):
             raise GraniteError(
-                f"{index}: {tensor} is said to be in {str(file)[:200]!r}; "
-                "expected the name of a .safetensors file in the same folder"
+                f"{index}: {tensor} is said to be in {str(file)[:200]!r}; expected the name of a .safetensors file in the same folder"
             )
         listed.setdefault(file, set()).add(tensor)
     missing = sorted(file for file in listed if not (folder / file).exists())
     if missing:
-        raise GraniteError(
-            f"{index}: names files that aren't there: {', '.join(missing)}; download the checkpoint again"
-        )
+        raise GraniteError(f"{index}: names files that aren't there: {', '.join(missing)}; download the checkpoint again")
     return {_own_file(folder, file, index): frozenset(tensors) for file, tensors in sorted(listed.items())}
 
 

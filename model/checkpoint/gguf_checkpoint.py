@@ -11,7 +11,7 @@ from granite_kernels.errors import GraniteError
 
 from ..config import GraniteConfig
 from .base import DENSE_FORMATS, Checkpoint, Stored, TensorInfo
-from .finite import SCALE_OFFSETS, count_non_finite, count_non_finite_scales
+from .finite import SCALE_OFFSETS, count_non_finite, count_non_finite_scales, non_finite_error
 from .gguf_file import GgufFile, GgufTensor, read_gguf
 from .gguf_names import gguf_name, permuted_heads, unpermute
 from .layout import EMBEDDING, HEAD, check_tensors, expected_tensors, warn_extra
@@ -68,10 +68,7 @@ class GgufCheckpoint(Checkpoint):
         else:
             bad, of = count_non_finite(data), f"values of {data.numel():,}"
         if bad:
-            raise GraniteError(
-                f"{info.file}: {info.stored_name} ({info.format}) has {bad:,} NaN or infinite {of}; expected none, "
-                "so the file is damaged or the training diverged (check_finite=False loads it all the same)"
-            )
+            raise non_finite_error(f"{info.file}: {info.stored_name} ({info.format})", bad, of)
 
 
 def _shaped(blocks: Tensor, info: TensorInfo) -> Tensor:
@@ -88,7 +85,8 @@ def _info(name: str, tensor: GgufTensor, path: Path) -> TensorInfo:
 def _block_bytes(format: str) -> int:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    return GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]][1]
+    _, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[format.upper()]]
+    return int(block_bytes)
 
 
 def _dtype(embedding: GgufTensor | None) -> torch.dtype:
@@ -103,17 +101,13 @@ def _refuse_variants(file: GgufFile) -> None:
     """What would change the result and isn't computed here."""
     parts = file.metadata.get("split.count", 1)
     if parts not in (0, 1):
-        raise GraniteError(
-            f"{file.path}: is one of {parts} parts; expected one file, so join them (llama-gguf-split --merge)"
-        )
+        raise GraniteError(f"{file.path}: is one of {parts} parts; expected one file, so join them (llama-gguf-split --merge)")
     biases = [name for name in file.tensors if name.endswith(".bias")]
     if biases:
         raise GraniteError(f"{file.path}: {', '.join(biases[:5])} found; expected no biases, which aren't supported")
     factors = file.tensors.get(_ROPE_FACTORS)
     if factors is not None and not _ones(file, factors):
-        raise GraniteError(
-            f"{file.path}: {_ROPE_FACTORS} scales RoPE; expected factors of 1, no RoPE scaling is supported"
-        )
+        raise GraniteError(f"{file.path}: {_ROPE_FACTORS} scales RoPE; expected factors of 1, no RoPE scaling is supported")
 
 
 def _ones(file: GgufFile, tensor: GgufTensor) -> bool:

@@ -89,17 +89,13 @@ class _Reader:
         self.elements = 0
 
     def error(self, found: str, expected: str) -> GraniteError:
-        return GraniteError(
-            f"{self.path} ({self.size:,} bytes): {found}; expected {expected}; download or convert it again"
-        )
+        return GraniteError(f"{self.path} ({self.size:,} bytes): {found}; expected {expected}; download or convert it again")
 
     def need(self, count: int, what: str) -> int:
         """Move on by `count` bytes and return where they start."""
         start = self.position
         if count > self.size - start:
-            raise self.error(
-                f"{what} takes {count:,} bytes at byte {start:,}", f"at most the {self.size - start:,} that remain"
-            )
+            raise self.error(f"{what} takes {count:,} bytes at byte {start:,}", f"at most the {self.size - start:,} that remain")
         self.position = start + count
         return start
 
@@ -154,11 +150,11 @@ class _Reader:
         dtype = np.dtype("<" + _SCALARS.get(kind, "u1"))
         start = self.need(count * dtype.itemsize, key)
         values = np.frombuffer(self.buffer, dtype, count, start)
-        if kind != _BOOL:
-            return values.tolist()
-        if count and values.max() > 1:
-            raise self.error(f"{key} is the boolean {values.max()}", "0 or 1")
-        return values.astype(bool).tolist()
+        if kind == _BOOL:
+            if count and values.max() > 1:
+                raise self.error(f"{key} is the boolean {values.max()}", "0 or 1")
+            values = values.astype(bool)
+        return list(values.tolist())
 
     def strings(self, count: int, key: str) -> list[str]:
         # a vocabulary has 100,000 of them: one plain loop, and one check an entry
@@ -168,9 +164,7 @@ class _Reader:
             start = position + 8
             position = start + unpack(buffer, position)[0] if start <= end else end + 1
             if position > end:
-                raise self.error(
-                    f"entry {index} of {key} ends after the file, at byte {position:,}", f"at most byte {end:,}"
-                )
+                raise self.error(f"entry {index} of {key} ends after the file, at byte {position:,}", f"at most byte {end:,}")
             try:
                 found.append(str(buffer[start:position], "utf-8"))
             except UnicodeDecodeError:
@@ -225,9 +219,7 @@ def _tensor(reader: _Reader) -> GgufTensor:
     elements = 1
     for dimension in shape:
         elements *= dimension
-    return GgufTensor(
-        name, shape, format, reader.integer("Q", f"the offset of {name}"), elements // block * block_bytes
-    )
+    return GgufTensor(name, shape, format, reader.integer("Q", f"the offset of {name}"), elements // block * block_bytes)
 
 
 def _type(reader: _Reader, name: str, number: int) -> tuple[str, int, int]:
@@ -253,9 +245,7 @@ def _placed(reader: _Reader, tensors: list[GgufTensor], start: int, alignment: i
             raise reader.error(f"{name} starts at {tensor.offset:,} of the data", f"a multiple of {alignment}")
         offset = start + tensor.offset
         if offset + tensor.nbytes > reader.size:
-            raise reader.error(
-                f"{name} lies at bytes {offset:,} to {offset + tensor.nbytes:,}", "an end within the file"
-            )
+            raise reader.error(f"{name} lies at bytes {offset:,} to {offset + tensor.nbytes:,}", "an end within the file")
         if offset < end:
             raise reader.error(f"{name} starts at byte {offset:,}, within {last}", f"at least byte {end:,}")
         end, last = offset + tensor.nbytes, name

@@ -39,9 +39,7 @@ def locate(
         if path.exists():
             raise GraniteError(f"{path}: neither a file nor a folder; expected a .gguf file or a folder with {CONFIG}")
     except (OSError, RuntimeError) as error:  # too long a name, no permission, no such user
-        raise GraniteError(
-            f"{text[:200]}: can't be opened as a path: {error}; expected a file, a folder or a hub id"
-        ) from error
+        raise GraniteError(f"{text[:200]}: can't be opened as a path: {error}; expected a file, a folder or a hub id") from error
     if not isinstance(source, str) or not _is_hub_id(text):
         raise GraniteError(f"{text}: no such file or folder, and not a hub id such as owner/name; check the spelling")
     where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
@@ -72,8 +70,7 @@ def _download(repo: str, where: dict[str, Any], local_files_only: bool) -> Path:
         raise GraniteError(f"{repo}: access is restricted; accept its terms on the hub and pass token=") from error
     except errors.RepositoryNotFoundError as error:
         raise GraniteError(
-            f"{repo}: no such file or folder here, and no such repository on the hub; "
-            "check the spelling, or pass token= if it is private"
+            f"{repo}: no such file or folder here, and no such repository on the hub; check the spelling, or pass token= if it is private"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise GraniteError(f"{repo}: has no revision {revision!r}; use a branch, a tag or a commit of it") from error
@@ -86,19 +83,14 @@ def _download(repo: str, where: dict[str, Any], local_files_only: bool) -> Path:
             advice = f"it can't be downloaded ({_first_line(error)}); check the network, or give a local path"
         cache = where["cache_dir"] or constants.HF_HUB_CACHE
         raise GraniteError(
-            f"{repo}: no such file or folder here, not complete in the cache {cache} at revision {revision}, "
-            f"and {advice}"
+            f"{repo}: no such file or folder here, not complete in the cache {cache} at revision {revision}, and {advice}"
         ) from error
 
 
 def _snapshot(repo: str, where: dict[str, Any], *, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            repo, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local_files_only, **where
-        )
-    )
+    return Path(snapshot_download(repo, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local_files_only, **where))
 
 
 def _first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from ..config import GraniteConfig
 from ..config_checks import Refusals, integer
 from ..config_sources import eos_tokens
 from .base import DENSE_FORMATS, Checkpoint, Stored, TensorInfo
-from .finite import count_non_finite
+from .finite import count_non_finite, non_finite_error
 from .folder import CONFIG, Shards, find_shards, read_json
 from .layout import EMBEDDING, HEAD, check_tensors, expected_tensors, warn_extra
 
@@ -70,16 +70,11 @@ class SafetensorsCheckpoint(Checkpoint):
         try:
             data = self._files[info.file].get_tensor(info.stored_name)
         except (SafetensorError, RuntimeError) as error:
-            raise GraniteError(
-                f"{info.file}: {info.stored_name} can't be read: {error}; download the file again"
-            ) from error
+            raise GraniteError(f"{info.file}: {info.stored_name} can't be read: {error}; download the file again") from error
         if self._check_finite:
             bad = count_non_finite(data)
             if bad:
-                raise GraniteError(
-                    f"{info.file}: {info.stored_name} has {bad:,} NaN or infinite values of {data.numel():,}; "
-                    "expected none, so the file is damaged or the training diverged (check_finite=False loads it all the same)"
-                )
+                raise non_finite_error(f"{info.file}: {info.stored_name}", bad, f"values of {data.numel():,}")
         return Stored(info.format, data, info.shape)
 
     def close(self) -> None:
@@ -92,9 +87,7 @@ def _open(file: Path) -> Any:
         handle = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         head = _header_length(file)
-        raise GraniteError(
-            f"{file}: not a valid safetensors file of {size:,} bytes{head}: {error}; download the file again"
-        ) from error
+        raise GraniteError(f"{file}: not a valid safetensors file of {size:,} bytes{head}: {error}; download the file again") from error
     _refuse_repeated_keys(file)
     return handle
 
@@ -115,9 +108,7 @@ def _refuse_repeated_keys(file: Path) -> None:
         if len(content) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise GraniteError(
-                f"{file}: the header has the key {twice!r} twice; expected each once, so download the file again"
-            )
+            raise GraniteError(f"{file}: the header has the key {twice!r} twice; expected each once, so download the file again")
         return content
 
     with file.open("rb") as stream:
@@ -139,9 +130,7 @@ def _table(files: dict[Path, Any], shards: Shards) -> dict[str, TensorInfo]:
             nbytes = torch.Size(shape).numel() * (getattr(torch, format).itemsize if dtype in _FORMATS else 1)
             if name in table:
                 other = table[name]
-                raise GraniteError(
-                    f"{file}: {stored_name} is also {other.stored_name} in {other.file.name}; expected one of them"
-                )
+                raise GraniteError(f"{file}: {stored_name} is also {other.stored_name} in {other.file.name}; expected one of them")
             table[name] = TensorInfo(name, shape, format, nbytes, file, stored_name)
     return table
 

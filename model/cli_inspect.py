@@ -1,0 +1,76 @@
+"""`inspect`: what a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from granite_kernels.errors import GraniteError
+
+from .sources import RANDOM, resolve
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def inspect(model: str, tensors: bool, as_json: bool) -> None:
+    """Configuration, tensors, types and bits per weight of MODEL. No weights are loaded."""
+    from .checkpoint import open_checkpoint
+
+    if model.startswith(RANDOM):
+        raise GraniteError("random weights have no checkpoint to inspect")
+    with open_checkpoint(resolve(model)) as checkpoint:
+        found = summary(checkpoint)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{found['path']}  ({found['kind']})", soft_wrap=True, highlight=False)
+    settings = Table("field", "value", title="configuration", title_justify="left")
+    for name, value in found["config"].items():
+        settings.add_row(name, str(value))
+    console.print(settings)
+    types = Table("type", "tensors", "weights", "bytes", title="types", title_justify="left")
+    for name, row in found["types"].items():
+        types.add_row(name, str(row["tensors"]), f"{row['weights']:,}", f"{row['bytes']:,}")
+    console.print(types)
+    if tensors:
+        listing = Table("tensor", "shape", "type", "bytes", title="tensors", title_justify="left")
+        for row in found["tensors"]:
+            listing.add_row(row["name"], "x".join(map(str, row["shape"])), row["type"], f"{row['bytes']:,}")
+        console.print(listing)
+    console.print(
+        f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['bits_per_weight']:.2f} bits per weight", highlight=False
+    )
+
+
+def summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything that `inspect` shows, as plain JSON data."""
+    types: dict[str, collections.Counter[str]] = {}
+    rows = []
+    for info in checkpoint.tensors.values():
+        weights = math.prod(info.shape)
+        types.setdefault(info.format, collections.Counter()).update(tensors=1, weights=weights, bytes=info.nbytes)
+        rows.append({"name": info.name, "shape": list(info.shape), "type": info.format, "bytes": info.nbytes})
+    parameters = sum(row["weights"] for row in types.values())
+    return {
+        "path": str(checkpoint.path),
+        "kind": checkpoint.kind,
+        "config": checkpoint.config.to_dict(),
+        "types": {name: dict(row) for name, row in sorted(types.items())},
+        "tensors": rows,
+        "parameters": parameters,
+        "bytes": checkpoint.nbytes,
+        "bits_per_weight": 8 * checkpoint.nbytes / parameters,
+    }
