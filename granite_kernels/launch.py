@@ -31,3 +31,44 @@ def target(tensor: Tensor) -> Target:
         return INTERPRETED
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return Target(major * 10 + minor, torch.cuda.get_device_properties(tensor.device).multi_processor_count)
+
+
+# ------------------------------------------------------------------ matrices at 1 to 16 tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixLaunch:
+    """Shape of a skinny product: a program owns 16 * groups rows, `warps` and `splits` programs share k, `unroll` steps at a time."""
+
+    groups: int
+    warps: int
+    splits: int
+    unroll: int
+    tokens: int  # 8 or 16: columns of the tensor-core product
+
+    def blocks(self, rows: int, half: int) -> int:
+        pairs = -(-rows // (2 * half)) * half
+        return -(-pairs // (8 * self.groups))
+
+    def workspace(self, rows: int, half: int) -> tuple[int, int]:
+        """(tickets, partial sums) that the launch needs."""
+        blocks = self.blocks(rows, half)
+        return (blocks, blocks * self.splits * 16 * self.groups * self.tokens) if self.splits > 1 else (0, 0)
+
+
+def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> MatrixLaunch:
+    """Compiled, 2026-11 (no card yet). A few tokens: 16 rows a program, and two programs along k where the matrix is too small to
+    fill the GPU otherwise. More: 64 rows, so that the programs together read x no more than a quarter as often as the weight, and
+    up to four along k, so that there still are programs for every multiprocessor.
+    """
+    wide = 8 if tokens <= 8 else 16
+    groups = 1 if wide == 8 else 4
+    units = max(columns // 32, 1)
+    blocks = -(-rows // (16 * groups))
+    splits = next((n for n in (1, 2, 4) if blocks * n >= 3 * target.sms // 2 or units % (8 * n)), 4)
+    while splits > 1 and units % (4 * splits):
+        splits //= 2
+    warps = next((n for n in (8, 4, 2) if units % (n * splits) == 0 and units >= n * splits * 4 and (n < 8 or blocks * splits < 4 * target.sms)), 1)
+    per_warp = units // (warps * splits)
+    unroll = next((n for n in (4, 2) if per_warp % n == 0 and groups == 1), 1)
+    return MatrixLaunch(groups, warps, splits, unroll, wide)

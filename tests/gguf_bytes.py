@@ -66,7 +66,7 @@ def padded(raw: bytes, alignment: int = 32) -> bytes:
 HIDDEN, INNER, HEADS, KV_HEADS, VOCAB = 64, 96, 4, 2, 99
 
 
-def pairs(architecture: str = "granite", **other: tuple[int, Any]) -> list[bytes]:
+def metadata(architecture: str = "granite", **other: tuple[int, Any]) -> list[bytes]:
     """What a tiny model of one layer needs."""
     values: dict[str, tuple[int, Any]] = {
         "block_count": (U32, 1),
@@ -89,35 +89,36 @@ def pairs(architecture: str = "granite", **other: tuple[int, Any]) -> list[bytes
     return found + [pair(f"{architecture}.{key}", *value) for key, value in (values | other).items()]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+Tensors = dict[str, tuple[tuple[int, ...], int]]
+
+
+def attention(kind: int = 0) -> Tensors:
+    """Name -> shape and type of what every architecture has; `kind` is that of the matrices."""
     keys = HIDDEN // HEADS * KV_HEADS
-    layer = {
-        "attn_norm": (HIDDEN,),
-        "attn_q": (HIDDEN, HIDDEN),
-        "attn_k": (keys, HIDDEN),
-        "attn_v": (keys, HIDDEN),
-        "attn_output": (HIDDEN, HIDDEN),
-        "ffn_norm": (HIDDEN,),
-        "ffn_gate": (INNER, HIDDEN),
-        "ffn_up": (INNER, HIDDEN),
-        "ffn_down": (HIDDEN, INNER),
+    return {
+        "token_embd.weight": ((VOCAB, HIDDEN), kind),
+        "blk.0.attn_norm.weight": ((HIDDEN,), 0),
+        "blk.0.attn_q.weight": ((HIDDEN, HIDDEN), kind),
+        "blk.0.attn_k.weight": ((keys, HIDDEN), kind),
+        "blk.0.attn_v.weight": ((keys, HIDDEN), kind),
+        "blk.0.attn_output.weight": ((HIDDEN, HIDDEN), kind),
+        "blk.0.ffn_norm.weight": ((HIDDEN,), 0),
+        "output_norm.weight": ((HIDDEN,), 0),
     }
-    blocks = {f"blk.0.{name}.weight": shape for name, shape in layer.items()}
-    return {"token_embd.weight": (VOCAB, HIDDEN), **blocks, "output_norm.weight": (HIDDEN,)}
+
+
+def dense(kind: int = 0) -> Tensors:
+    """The tensors of a dense model."""
+    inner = {"ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER)}
+    return attention(kind) | {f"blk.0.{name}.weight": (shape, kind) for name, shape in inner.items()}
 
 
 def model(
-    pairs: list[bytes] | None = None,
-    tensors: dict[str, tuple[tuple[int, ...], int]] | None = None,
-    *,
-    data: dict[str, bytes] | None = None,
-    alignment: int = 32,
+    pairs: list[bytes] | None = None, tensors: Tensors | None = None, data: dict[str, bytes] | None = None, *, alignment: int = 32
 ) -> bytes:
-    """A whole file: the tiny model, with `pairs` for its metadata and `tensors` (shape, type) changed or added; None leaves one out."""
-    contents = {name: (shape, 0) for name, shape in shapes().items()} | (tensors or {})
+    """A whole file, by default that of the tiny dense Granite; tensors are zero but for those in `data`."""
     table, body = [], b""
-    for name, (shape, kind) in contents.items():
+    for name, (shape, kind) in (dense() if tensors is None else tensors).items():
         table.append(tensor(name, shape, kind, len(body)))
-        raw = (data or {}).get(name, bytes(size(shape, kind)))
-        body = padded(body + raw, alignment)
-    return padded(header(pairs if pairs is not None else globals()["pairs"](), table), alignment) + body
+        body = padded(body + (data or {}).get(name, bytes(size(shape, kind))), alignment)
+    return padded(header(metadata() if pairs is None else pairs, table), alignment) + body

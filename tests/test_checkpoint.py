@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    return tiny.save(tiny.make(), tmp_path / "model", sharded=True)
+    return tiny.save(tiny.make(), tmp_path / "shards", sharded=True)
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -84,7 +84,7 @@ def test_an_untied_head_is_needed_and_a_redundant_one_is_not(tmp_path: Path) -> 
     untied = tiny.save(tiny.make(tie_word_embeddings=False), tmp_path / "untied")
     assert "lm_head.weight" in open_checkpoint(untied).tensors
     edit(untied, lambda tensors: tensors.pop("lm_head.weight"))
-    assert "1 of 21 tensors are missing: lm_head.weight" in refusal(untied)
+    assert "1 of 21 expected tensors are missing: lm_head.weight" in refusal(untied)
     tied = tiny.save(tiny.make(), tmp_path / "tied")
     edit(tied, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     with warnings.catch_warnings(action="error"):
@@ -181,10 +181,17 @@ def test_repeated_keys_are_refused(folder: Path) -> None:
     assert "the key 'a' twice" in refusal(folder)
 
 
+def test_names_cannot_break_the_line(folder: Path, shards: Path) -> None:
+    edit(folder, lambda tensors: tensors.update({"a\nb": torch.ones(1)}))
+    assert r"holds a tensor named 'a\nb'" in refusal(folder)
+    point(shards, "model-00001-of-00003.safetensors", "a\nb")
+    assert r"'a\nb' is said to be in" in refusal(shards)
+
+
 def test_all_missing_tensors_are_listed(folder: Path) -> None:
     edit(folder, lambda tensors: [tensors.pop(name) for name in (Q_PROJ, NORM, "model.norm.weight")])
     message = refusal(folder)
-    assert f"3 of 20 tensors are missing: {NORM}, {Q_PROJ}, model.norm.weight" in message
+    assert f"3 of 20 expected tensors are missing: {NORM}, {Q_PROJ}, model.norm.weight" in message
 
 
 def test_extra_tensors_are_a_warning(folder: Path) -> None:
@@ -197,8 +204,8 @@ def test_extra_tensors_are_a_warning(folder: Path) -> None:
 def test_a_wrong_shape_is_held_against_the_configuration(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ][:-1].clone()}))
     message = refusal(folder)
-    assert f"{Q_PROJ} has the shape [255, 256]" in message
-    assert "the configuration implies [256, 256] (num_attention_heads * head_dim, hidden_size)" in message
+    assert f"{Q_PROJ} has the shape [255, 256]; expected [256, 256], as the configuration implies" in message
+    assert "(num_attention_heads * head_dim, hidden_size)" in message
 
 
 def test_a_wrong_type_is_refused(folder: Path) -> None:

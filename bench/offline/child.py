@@ -1,20 +1,18 @@
-"""Compiled code from a process whose kernels are interpreted: a function runs in a process of its own, under capture.
+"""Interpreter and compiler in processes of their own: a function is called in a child and its JSON result comes back.
 
     from granite_kernels.bench.offline import compiled
 
-    def decode_launches():                      # in a module that the new process can import
+    def decode_launches():                      # in a module or file that the child can import
         linear(torch.empty(1, 2048, dtype=torch.bfloat16), weight(...))
 
-    for metrics in compiled("tests.compile_cases:decode_launches", archs=(80, 90, 120), streamed=("planes",)):
+    for metrics in compiled("tests/compile_cases.py:decode_launches", archs=(80, 90, 120), streamed=("planes.0",)):
         assert metrics.spills == 0
 
-The child prints one JSON record a launch; `python -m granite_kernels.bench.offline MODULE:FUNCTION --arch 90` does the
-same by hand.
+By hand: `python -m granite_kernels.bench.offline FILE.py:FUNCTION --arch 90`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import json
@@ -28,27 +26,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-
-def child_environment(interpret: bool) -> dict[str, str]:
-    """This process's environment for a child whose kernels are interpreted, or compiled."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return environment
+MARK = "offline-result "  # what a child prints beside its result is its own business
 
 
 def load_entry(entry: str) -> Callable[..., Any]:
-    """`package.module:function` or `path/file.py:function`."""
+    """The function that `package.module:function` or `path/file.py:function` names."""
     place, _, name = entry.rpartition(":")
-    if place.endswith(".py"):
-        specification = importlib.util.spec_from_file_location(Path(place).stem, place)
-        if specification is None or specification.loader is None:
-            raise ImportError(f"{place} can't be loaded")
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[specification.name] = module  # triton.jit looks its functions' module up by name
-        specification.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
+    if not place.endswith(".py"):
+        return getattr(importlib.import_module(place), name)
+    specification = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if specification is None or specification.loader is None:
+        raise ImportError(f"{place} can't be loaded")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # triton.jit looks the module of a function up by name
+    specification.loader.exec_module(module)
     return getattr(module, name)
+
+
+def in_child(entry: str, *args: Any, interpret: bool, timeout: float = 600) -> Any:
+    """Call `entry` with JSON-able arguments in a new process, interpreted or compiled, and return its JSON-able result.
+
+    Raises RuntimeError with the last lines of what the child said where it fails or takes longer than `timeout` seconds.
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    command = [sys.executable, "-m", __package__, "--call", json.dumps([entry, *args])]
+    try:
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{entry} took longer than {timeout:.0f} s") from None
+    answer = next((line for line in reversed(result.stdout.splitlines()) if line.startswith(MARK)), None)
+    if result.returncode or answer is None:
+        raise RuntimeError(f"{entry} failed in its process:\n" + "\n".join(result.stderr.splitlines()[-25:]))
+    return json.loads(answer.removeprefix(MARK))
+
+
+def answer(call: str) -> None:
+    """The child's side of `in_child`."""
+    entry, *args = json.loads(call)
+    print(MARK + json.dumps(load_entry(entry)(*args)))
 
 
 def compiled(
@@ -61,70 +77,15 @@ def compiled(
     dram_bytes: dict[str, int] | None = None,
     timeout: float = 600,
 ) -> list[Metrics]:
-    """Run `entry` ("module:function" or "file.py:function", called with the JSON-able `args`) under capture in a child
-    process, once for each architecture, and return the metrics of every launch in order (see `metrics.Metrics`).
+    """Call `entry` with `args` under `capture` in a child, once for each architecture -> the metrics of every launch, in order.
 
-    `streamed` names the arguments that are read exactly once (weights, cache): with it the dynamic instruction counts are
-    computed. `streamed_bytes` and `dram_bytes` override the bytes by kernel name. Raises RuntimeError with the child's last
-    lines where it fails, so a kernel that doesn't compile fails a test with the compiler's message.
+    `streamed` names the arguments of kernels that are read exactly once by loads marked evict_first (weights, cache): with
+    it the dynamic instruction counts are computed. `streamed_bytes` and `dram_bytes` give bytes by kernel name instead.
+    Raises RuntimeError with the child's last lines, so that a kernel that doesn't compile, or needs more shared memory than
+    the architecture has, fails with the compiler's words.
     """
     from .metrics import from_json
 
-    request = {"entry": entry, "archs": list(archs), "args": list(args), "streamed": list(streamed)}
-    request |= {"streamed_bytes": streamed_bytes or {}, "dram_bytes": dram_bytes or {}}
-    result = subprocess.run(
-        [sys.executable, "-m", __package__, "--request", json.dumps(request)],
-        env=child_environment(interpret=False),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    if result.returncode:
-        raise RuntimeError(f"{entry} failed under capture:\n" + "\n".join(result.stderr.splitlines()[-25:]))
-    records = [line for line in result.stdout.splitlines() if line.startswith(PREFIX)]
-    return [from_json(json.loads(line.removeprefix(PREFIX))) for line in records]
-
-
-PREFIX = "offline-metrics "
-
-
-def _run(request: dict[str, Any]) -> None:
-    from .capture import capture
-    from .metrics import measure, to_json
-
-    function = load_entry(request["entry"])
-    known: dict[str, Any] = {}
-    for arch in request["archs"]:
-        with capture(arch) as launches:
-            function(*request["args"])
-        for launch in launches:
-            key = f"{launch.hash} {launch.grid} {launch.arguments}"
-            if key not in known:
-                known[key] = to_json(
-                    measure(launch, request["streamed"], request["streamed_bytes"].get(launch.name), request["dram_bytes"].get(launch.name))
-                )
-            print(PREFIX + json.dumps({**known[key], "new": launch.new, "site": launch.site}))
-
-
-def main() -> None:
-    """The command line of `python -m granite_kernels.bench.offline`."""
-    parser = argparse.ArgumentParser(description="Compile the launches of a function and print their metrics as JSON lines.")
-    parser.add_argument("entry", nargs="?", help="module:function or file.py:function")
-    parser.add_argument("--arch", type=int, action="append", help="target, as 90; may be repeated")
-    parser.add_argument("--streamed", action="append", default=[], help="argument that is read exactly once; may be repeated")
-    parser.add_argument("--request", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.request:
-        return _run(json.loads(options.request))
-    if not options.entry:
-        parser.error("an entry is needed")
-    _run(
-        {
-            "entry": options.entry,
-            "archs": options.arch or [90],
-            "args": [],
-            "streamed": options.streamed,
-            "streamed_bytes": {},
-            "dram_bytes": {},
-        }
-    )
+    options = {"streamed": list(streamed), "streamed_bytes": streamed_bytes or {}, "dram_bytes": dram_bytes or {}}
+    records = in_child(f"{__package__}.stages:compile_stage", entry, list(args), list(archs), options, interpret=False, timeout=timeout)
+    return [from_json(record) for record in records]

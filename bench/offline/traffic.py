@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,7 @@ class Argument:
         self.last_writer = np.full(sectors, -1, np.int64)
         self.requests: Counter[Access] = Counter()  # sectors, summed over operations
         self.lane_bytes: Counter[Access] = Counter()
-        self.streamed_bytes = 0  # lanes of loads marked evict_first
+        self.streamed_by_program: Counter[int] = Counter()  # bytes of loads marked evict_first
         self.read_by_program: Counter[int] = Counter()  # sectors new to the program
         self.written_by_program: Counter[int] = Counter()
         self.shadow = Shadow(name, (high - low) // item + 1) if race else None
@@ -81,6 +81,11 @@ class Argument:
         return int(self.readers.sum(dtype=np.int64)) * SECTOR
 
     @property
+    def streamed_bytes(self) -> int:
+        """Bytes of loads marked evict_first, which the project gives to weights and cache."""
+        return self.streamed_by_program.total()
+
+    @property
     def programs_per_sector(self) -> int:
         """The most programs that request one and the same sector."""
         return int(self.readers.max(initial=0))
@@ -92,7 +97,8 @@ class Argument:
             sectors = np.union1d(sectors, (crossing // np.uint64(SECTOR)).astype(np.int64) + 1 - self.first_sector)
         self.requests[kind] += sectors.size
         self.lane_bytes[kind] += addresses.size * size
-        self.streamed_bytes += addresses.size * size if streamed else 0
+        if streamed:
+            self.streamed_by_program[program] += addresses.size * size
         if kind != "write":
             self._count(sectors, program, self.last_reader, self.readers, self.read_by_program)
         if kind != "read":
@@ -150,10 +156,11 @@ class Launch:
 class Tracer:
     """The observer behind `trace`. `launches` in order; `problems` of all of them."""
 
-    def __init__(self, race: bool, order: Order, seed: int, strict: bool, sample: int | None) -> None:
+    def __init__(self, race: bool, order: Order, seed: int, strict: bool, sample: int | None, whole: Collection[str]) -> None:
         if order not in ("forward", "reverse", "random"):
             raise ValueError(f"order is {order!r}; there are forward, reverse, random")
-        self.race, self.order, self.strict, self.sample = race, order, strict, sample
+        self.race, self.order, self.strict = race, order, strict
+        self.sample, self.whole = sample, whole
         self.generator = np.random.default_rng(seed)
         self.launches: list[Launch] = []
         self.current: Launch | None = None
@@ -182,10 +189,10 @@ class Tracer:
     def sequence(self, grid: tuple[int, int, int]) -> np.ndarray:
         assert self.current is not None
         self.current.grid = grid
-        count = self.current.programs
-        chosen = np.arange(count)
-        if self.sample is not None and count > self.sample:
-            chosen = np.unique(np.linspace(0, count - 1, self.sample).round().astype(np.int64))
+        chosen = np.arange(self.current.programs)
+        if self.sample is not None and self.current.name not in self.whole:
+            x, y, z = (_picked(extent, self.sample) for extent in grid)
+            chosen = ((x[:, None, None] * grid[1] + y[:, None]) * grid[2] + z).reshape(-1)
         self.current.sampled = tuple(map(int, chosen))
         if self.order == "random":
             return self.generator.permutation(chosen)
@@ -276,6 +283,12 @@ class Tracer:
             self.current.flops += flops
 
 
+def _picked(extent: int, sample: int) -> np.ndarray:
+    """Positions along one axis of a grid: first and last, neighbours, and others evenly spread."""
+    spread = np.linspace(0, extent - 1, min(sample, extent)).round().astype(np.int64)
+    return np.unique(np.minimum(np.concatenate([spread, [1]]), extent - 1))
+
+
 def _kernel_line() -> tuple[str, int]:
     """File name and line of the kernel (or device function) that runs."""
     frame: Any = sys._getframe(1)
@@ -312,15 +325,21 @@ def _arguments(values: list[tuple[str, Any]], race: bool) -> list[Argument]:
 
 @contextmanager
 def trace(
-    race: bool = True, order: Order = "forward", *, seed: int = 0, strict: bool = False, sample: int | None = None
+    race: bool = True,
+    order: Order = "forward",
+    *,
+    seed: int = 0,
+    strict: bool = False,
+    sample: int | None = None,
+    whole: Collection[str] = (),
 ) -> Iterator[Tracer]:
     """Trace every interpreted launch inside the context (`interpreter.install()` first).
 
     `order` is the sequence in which the programs of a grid run; `strict` raises TraceError at the first problem; `sample`
-    runs at most so many programs of a grid, first and last included and the others evenly spread (its results are then
-    incomplete: for counting alone). Hopper's and later hardware may run programs in any order, so a kernel must give the
+    runs about so many programs along each axis of a grid, first, last and neighbours among them, but all programs of the
+    kernels named in `whole` (results are then incomplete: for counting alone, see `sampling`). Hopper's and later hardware may run programs in any order, so a kernel must give the
     same bits in all three.
     """
-    tracer = Tracer(race, order, seed, strict, sample)
+    tracer = Tracer(race, order, seed, strict, sample, whole)
     with hooked(tracer):
         yield tracer

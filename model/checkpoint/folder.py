@@ -70,9 +70,10 @@ def _indexed(folder: Path, index: Path) -> Shards:
         raise GraniteError(f"{index}: weight_map is {str(weight_map)[:40]}; expected an object from tensor names to file names")
     listed: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not _plain(file):
+        if not isinstance(file, str) or not _plain(file) or not tensor.isprintable():
             raise GraniteError(
-                f"{index}: {tensor} is said to be in {str(file)[:200]!r}; expected the name of a .safetensors file in the same folder"
+                f"{index}: {tensor[:200]!r} is said to be in {str(file)[:200]!r}; "
+                "expected the name of a .safetensors file in the same folder"
             )
         listed.setdefault(file, set()).add(tensor)
     missing = sorted(file for file in listed if not (folder / file).exists())

@@ -104,21 +104,21 @@ def check_tensors(
     missing = [names.get(name, name) for name in expected if name not in found]
     if missing:
         raise GraniteError(
-            f"{source}: {len(missing)} of {len(expected)} tensors are missing: {', '.join(missing)}; "
+            f"{source}: {len(missing)} of {len(expected)} expected tensors are missing: {', '.join(missing)}; "
             "download the checkpoint again, or correct the configuration"
         )
     for name, wanted in expected.items():
         info = found[name]
         if info.shape != wanted.shape:
             raise GraniteError(
-                f"{info.file}: {info.stored_name} has the shape {list(info.shape)}; "
-                f"the configuration implies {list(wanted.shape)} ({wanted.meaning})"
+                f"{info.file}: {info.stored_name} has the shape {list(info.shape)}; expected {list(wanted.shape)}, as the "
+                f"configuration implies ({wanted.meaning}), so use configuration and weights of one checkpoint"
             )
         usable = DENSE_FORMATS if wanted.vector else (*DENSE_FORMATS, *packed)
         if info.format not in usable:
             raise GraniteError(
                 f"{info.file}: {info.stored_name} has the type {info.format}; expected {', '.join(usable)}, "
-                f"so get the checkpoint in one of these"
+                "so get the checkpoint in one of these"
             )
 
 

@@ -123,6 +123,8 @@ def _table(files: dict[Path, Any], shards: Shards) -> dict[str, TensorInfo]:
         if listed is not None and listed != present:
             _refuse_index(file, listed, present)
         for stored_name in sorted(present):
+            if not stored_name.isprintable():  # it is going to be a part of messages
+                raise GraniteError(f"{file}: holds a tensor named {stored_name[:200]!r}; expected printable characters")
             part = handle.get_slice(stored_name)
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
             name = _canonical(stored_name)

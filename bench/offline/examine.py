@@ -1,0 +1,142 @@
+"""Every launch of a decode step, examined without a GPU: traced in one process, compiled in another, put together here.
+
+A step of one layer is traced and compiled at the model's real sizes; a step of two tells which launches belong to a layer,
+and those count as often as the model has layers. Large grids are traced by a sample that is counted up exactly (`sampling`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+
+from granite_kernels.errors import GraniteError
+
+from . import metrics, sampling
+from .cards import cards_of
+from .child import in_child, load_entry
+from .roofline import Examined, bound
+
+STEP = f"{__package__}.steps:decode_step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is examined: a preset with a weight format ("none": bfloat16), rows in the batch, tokens of context each."""
+
+    preset: str = "3.1-2b"
+    quantization: str = "none"
+    batch: int = 1
+    context: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The launches of a decode step on one architecture, and their sums over the step."""
+
+    case: Case
+    arch: int
+    triton: str
+    layers: int
+    launches: tuple[Examined, ...]
+
+    @property
+    def count(self) -> int:
+        """Launches of the step."""
+        return sum(launch.times for launch in self.launches)
+
+    @property
+    def bytes(self) -> int:
+        """DRAM bytes of the step."""
+        return sum(launch.times * launch.traffic.dram for launch in self.launches)
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of weights and cache, requested by loads marked evict_first."""
+        return sum(launch.times * launch.traffic.streamed for launch in self.launches)
+
+    @property
+    def reread(self) -> float:
+        """Bytes of everything else that go to the SMs, as a share of the streamed ones."""
+        return sum(launch.times * launch.traffic.reread for launch in self.launches) / max(self.streamed, 1)
+
+    def modelled(self, card: str) -> float:
+        """Seconds of the step on a card by the model of `roofline`, without gaps between launches."""
+        return sum(launch.times * next(b for b in launch.bounds if b.card == card).modelled for launch in self.launches)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the derived ones included."""
+        cards = cards_of(self.arch)
+        launches = []
+        for launch in self.launches:
+            bounds = [{**dataclasses.asdict(b), "modelled": b.modelled, "by": b.by} for b in launch.bounds]
+            derived = {"instructions_per_byte": launch.instructions_per_byte, "times": launch.times, "bounds": bounds}
+            launches.append({**derived, "traffic": dataclasses.asdict(launch.traffic), "metrics": metrics.to_json(launch.metrics)})
+        total = {"launches": self.count, "bytes": self.bytes, "streamed": self.streamed, "reread": self.reread}
+        return {
+            "case": dataclasses.asdict(self.case),
+            "arch": self.arch,
+            "triton": self.triton,
+            "layers": self.layers,
+            "total": {**total, "modelled_seconds": {card.name: self.modelled(card.name) for card in cards}},
+            "launches": launches,
+        }
+
+
+def run_step(entry: str, preset: str, quantization: str, batch: int, context: int, layers: int) -> None:
+    """Build the step of `entry` and run it once: what the children call."""
+    load_entry(entry)(preset, quantization, batch, context, layers)()
+
+
+def repetitions(one: Sequence[Any], two: Sequence[Any], layers: int) -> list[int]:
+    """How often each launch of the one-layer step `one` occurs in a step of `layers`, told by the two-layer step `two`.
+
+    Raises GraniteError where the second layer doesn't launch what the first does.
+    """
+    length = len(two) - len(one)
+    for start in range(len(one) - length + 1) if length > 0 else ():
+        body = list(one[start : start + length])
+        if [*one[:start], *body, *body, *one[start + length :]] == list(two):
+            return [layers if start <= position < start + length else 1 for position in range(len(one))]
+    raise GraniteError(f"layers differ in their launches: {list(one)} for one, {list(two)} for two")
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(entry: str, case: Case) -> tuple[sampling.Traffic, ...]:
+    records = in_child(f"{__package__}.stages:trace_stage", f"{__name__}:run_step", [entry, *dataclasses.astuple(case), 1], interpret=True)
+    return tuple(map(sampling.from_json, records))
+
+
+def _compiled(entry: str, case: Case, layers: int, arch: int, streamed: Sequence[int]) -> list[metrics.Metrics]:
+    options = {"streamed": [], "streamed_bytes": list(streamed), "dram_bytes": {}}
+    arguments = [entry, *dataclasses.astuple(case), layers]
+    records = in_child(f"{__package__}.stages:compile_stage", f"{__name__}:run_step", arguments, [arch], options, interpret=False)
+    return list(map(metrics.from_json, records))
+
+
+def examine(case: Case, arch: int = 90, *, layers: int | None = None, entry: str = STEP) -> Report:
+    """Trace and compile one decode step. `layers`: of the model, by default the preset's; `entry`: see `steps.decode_step`.
+
+    Raises GraniteError where trace and compiled code disagree on the launches, RuntimeError with the child's words where a
+    kernel doesn't run or doesn't compile, and ValueError for an unknown architecture.
+    """
+    cards = cards_of(arch)
+    if layers is None:
+        from granite_kernels.model.config import GraniteConfig
+
+        layers = GraniteConfig.preset(case.preset).num_hidden_layers
+    traced = _traced(entry, case)
+    one = _compiled(entry, case, 1, arch, [traffic.streamed for traffic in traced])
+    two = _compiled(entry, case, 2, arch, ())
+    launched, seen = [(m.name, m.grid) for m in one], [(t.name, t.grid) for t in traced]
+    if launched != seen:
+        raise GraniteError(f"interpreted and compiled runs launch different kernels: {seen} and {launched}")
+    times = repetitions(launched, [(m.name, m.grid) for m in two], layers)
+    examined = tuple(
+        Examined(traffic, measured, often, tuple(bound(traffic, measured, card) for card in cards))
+        for traffic, measured, often in zip(traced, one, times, strict=True)
+    )
+    return Report(case, arch, triton.__version__, layers, examined)

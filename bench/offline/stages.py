@@ -1,0 +1,84 @@
+"""The two halves of an examination, each for a process of its own: what is traced and what is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .child import load_entry
+
+SAMPLE = 12  # programs of a large grid that are traced
+SCRATCH = ("empty", "empty_like")
+
+
+def compile_stage(entry: str, args: Sequence[Any], archs: Sequence[int], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Metrics of every launch of `entry(*args)`, architecture by architecture; see `child.compiled`."""
+    from .capture import Launch, capture
+    from .metrics import measure, to_json
+
+    function = load_entry(entry)
+    known: dict[str, dict[str, Any]] = {}
+    records = []
+    for arch in archs:
+        with capture(arch) as launches:
+            function(*args)
+        for position, launch in enumerate(launches):
+            streamed_bytes = _lookup(options["streamed_bytes"], launch, position)
+            dram_bytes = _lookup(options["dram_bytes"], launch, position)
+            key = f"{launch.hash} {launch.grid} {launch.arguments} {streamed_bytes} {dram_bytes}"
+            if key not in known:
+                known[key] = to_json(measure(launch, options["streamed"], streamed_bytes, dram_bytes))
+            records.append({**known[key], "new": launch.new, "site": launch.site})
+    return records
+
+
+def _lookup(values: dict[str, int] | list[int], launch: Any, position: int) -> int | None:
+    """Bytes by kernel name, or one for each launch in order."""
+    if isinstance(values, list):
+        return values[position] if position < len(values) else None
+    return values.get(launch.name)
+
+
+@contextmanager
+def _zeroed_scratch() -> Iterator[None]:
+    """What a sampled launch leaves unwritten is zero and not rubbish: a router that reads it still picks real experts."""
+    saved = {name: getattr(torch, name) for name in SCRATCH}
+    torch.empty = functools.partial(torch.zeros)  # type: ignore[assignment]  # a stand-in with the same arguments
+    torch.empty_like = functools.partial(torch.zeros_like)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name, function in saved.items():
+            setattr(torch, name, function)
+
+
+def trace_stage(entry: str, args: Sequence[Any], sample: int | None = SAMPLE) -> list[dict[str, Any]]:
+    """Traffic of every launch of `entry(*args)`, as `sampling.Traffic` in JSON.
+
+    Large grids are sampled and counted up exactly (`sampling.count`). Kernels that can't be, because their programs differ
+    or meet by atomics, are traced whole in a second pass.
+    """
+    from . import interpreter
+    from .sampling import NotUniform, count
+    from .traffic import trace
+
+    interpreter.install()
+    function = load_entry(entry)
+    whole: set[str] = set()
+    while True:
+        with _zeroed_scratch(), trace(race=False, sample=sample, whole=whole) as traced:
+            function(*args)
+        results, refused = [], set()
+        for launch in traced.launches:
+            try:
+                results.append(dataclasses.asdict(count(launch)))
+            except NotUniform:
+                refused.add(launch.name)
+        if not refused:
+            return results
+        whole |= refused

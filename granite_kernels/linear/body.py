@@ -1,0 +1,134 @@
+"""The product of a few tokens with a matrix, whose bytes are read once, straight into tensor-core registers.
+
+    y[n, m] = sum_k weight[n, k] * x[m, k],   m < tokens <= 16
+
+A warp's mma wants, of every row, two neighbouring k here and two there; a 128-bit load brings eight neighbours. Since a sum over
+k may be taken in any order, k is renumbered, for weight and x alike, until the bytes that a thread loads are the fragment that it
+must hold: no weight passes through shared memory. Tiles are [rep, WARPS, g, t, e]: lane (g, t) holds elements 8 t + e of 32 of
+rows g and, by rep, g + half; warps split k as the batch of the product and meet in one sum at the end.
+
+Rows come in pairs `half` apart, which serves every epilogue: half = 8 makes sixteen neighbouring rows, half of a head the pairs of
+the rotation, half of gate|up the pairs of SwiGLU. A program owns GROUPS * 8 pairs, so that x is fetched once for 16 GROUPS rows.
+SPLITS programs share a row block along k; they meet at a ticket and the last one adds the partial sums in their order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from granite_kernels.linear.prologue import apply_norm, inverse_rms
+
+
+@triton.jit
+def first_rows(block, half, GROUPS: tl.constexpr):
+    """Rows of the first of each of a block's pairs, int64 [GROUPS * 8]."""
+    pair = block.to(tl.int64) * (GROUPS * 8) + tl.arange(0, GROUPS * 8)
+    return (pair // half) * (2 * half) + pair % half
+
+
+@triton.jit
+def left_fragment(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, KWIDTH: tl.constexpr):
+    """[2 GROUPS, WARPS, g, t, 8] -> [WARPS, 16 GROUPS, 32]: element 8 t + e of 32 goes where mma's lane t holds its e-th value."""
+    split = tl.reshape(tile, (2 * GROUPS, WARPS, 8, 4, 8 // KWIDTH, KWIDTH))
+    return tl.reshape(tl.permute(split, (1, 0, 2, 4, 3, 5)), (WARPS, 16 * GROUPS, 32))
+
+
+@triton.jit
+def right_fragment(tile, TOKENS: tl.constexpr, WARPS: tl.constexpr, KWIDTH: tl.constexpr):
+    """[TOKENS / 8, WARPS, g, t, 8] -> [WARPS, 32, TOKENS], k in the same order."""
+    split = tl.reshape(tile, (TOKENS // 8, WARPS, 8, 4, 8 // KWIDTH, KWIDTH))
+    return tl.reshape(tl.permute(split, (1, 4, 3, 5, 0, 2)), (WARPS, 32, TOKENS))
+
+
+@triton.jit
+def prefetch(pointers):
+    """Ask for the lines at `pointers` to be brought into L2."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def product(
+    x_ptr,
+    norm_ptr,
+    weight_ptr,
+    tokens,
+    rows,
+    half,
+    eps,
+    COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ONE: tl.constexpr,
+    WARPS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    KWIDTH: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """This program's share of the product: float32 [16 GROUPS, TOKENS], rows ordered [group, first | second, 8]."""
+    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    SPAN: tl.constexpr = 32 * UNROLL
+    CHUNK: tl.constexpr = (COLUMNS + SPLITS * WARPS * SPAN - 1) // (SPLITS * WARPS * SPAN) * SPAN  # of one warp
+    EVEN: tl.constexpr = COLUMNS == CHUNK * SPLITS * WARPS
+    rep = tl.arange(0, 2 * GROUPS)[:, None, None, None, None]
+    warp = tl.arange(0, WARPS)[None, :, None, None, None]
+    g = tl.arange(0, 8)[None, None, :, None, None]
+    lane = tl.arange(0, 4)[None, None, None, :, None]
+    e = tl.arange(0, 8)[None, None, None, None, :]
+    pair = block.to(tl.int64) * (GROUPS * 8) + (rep // 2) * 8 + g
+    row = tl.minimum((pair // half) * (2 * half) + pair % half + (rep % 2) * half, rows - 1)
+    k = (split * WARPS + warp) * CHUNK + lane * 8
+    weight_row = weight_ptr + row * COLUMNS
+    if PDL:
+        gdc_launch_dependents()
+        prefetch(weight_row + tl.minimum(k, COLUMNS - 1))
+        gdc_wait()
+    inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, ONE) if NORM else tl.full((TOKENS,), 1.0, tl.float32)
+    token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
+    x_row = x_ptr + token.to(tl.int64) * COLUMNS
+    acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
+    for begin in tl.range(0, CHUNK, SPAN, num_stages=1):
+        for step in tl.static_range(UNROLL):
+            at = k + begin + step * 32 + e
+            if EVEN:
+                weight = tl.load(weight_row + at, eviction_policy="evict_first")
+                x = tl.load(x_row + at)
+            else:
+                weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
+                x = tl.load(x_row + at, mask=at < COLUMNS, other=0.0)
+            x = apply_norm(x, norm_ptr, at, inverse, COLUMNS, TOKENS, EVEN, NORM)
+            left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
+            acc = tl.dot(left, right_fragment(x, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
+    y = tl.sum(acc, 0)
+    return y * inverse[None, :] if NORM == 1 else y
+
+
+@triton.jit
+def meet(y, tickets_ptr, partials_ptr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
+    """(sums of all programs of this row block, whether this is the program to go on): the last one is, and adds in split order."""
+    if SPLITS == 1:
+        return y, True
+    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    SIZE: tl.constexpr = 16 * GROUPS * TOKENS
+    own = partials_ptr + block.to(tl.int64) * (SPLITS * SIZE)
+    at = tl.arange(0, 16 * GROUPS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    tl.store(own + split * SIZE + at, y)
+    tl.debug_barrier()  # every thread's stores come before the ticket
+    last = tl.atomic_add(tickets_ptr + block, 1, sem="acq_rel") == SPLITS - 1
+    total = tl.zeros((16 * GROUPS, TOKENS), tl.float32)
+    if last:
+        for index in tl.static_range(SPLITS):
+            total += tl.load(own + index * SIZE + at, cache_modifier=".cg")
+        tl.atomic_xchg(tickets_ptr + block, 0, sem="relaxed")  # so that the next launch, or a replayed graph, starts at zero
+    return total, last
+
+
+@triton.jit
+def pairs(y, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
+    """[16 GROUPS, TOKENS] -> the first rows of the pairs [8 GROUPS, TOKENS], and the second."""
+    split = tl.permute(tl.reshape(y, (GROUPS, 2, 8, TOKENS)), (0, 2, 3, 1))
+    first, second = tl.split(split)
+    return tl.reshape(first, (8 * GROUPS, TOKENS)), tl.reshape(second, (8 * GROUPS, TOKENS))
