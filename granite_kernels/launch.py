@@ -72,3 +72,55 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> Matri
     per_warp = units // (warps * splits)
     unroll = next((n for n in (4, 2) if per_warp % n == 0 and groups == 1), 1)
     return MatrixLaunch(groups, warps, splits, unroll, wide)
+
+
+# ------------------------------------------------------------------ attention
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLaunch:
+    """Shape of an attention program: block_m rows (tokens x heads of a group) against tiles of block_n slots."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}  # that one program may take
+
+
+def attention_launch(rows: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionLaunch:
+    """Prefill. Compiled, 2026-11 (no card yet). block_n does not depend on the rows, so that a prompt read in pieces gives the
+    same sums as one read whole.
+    """
+    if dtype == torch.float32:
+        return AttentionLaunch(16 if rows <= 16 else 32, 32, 4, 1)  # products on the plain units: registers are the limit
+    block_m = 64 if rows <= 64 else 128
+    wide = head_dim > 64
+    if target.arch in (90, 100, 103):
+        return AttentionLaunch(block_m, 128 if not wide else 64, block_m // 16, 3)
+    roomy = SHARED_KIB.get(target.arch, 99) > 100
+    return AttentionLaunch(block_m, 64 if roomy or not wide else 32, block_m // 16, 3 if roomy else 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionDecodeLaunch:
+    """Shape of decode attention: a sequence's cache is shared by up to `splits` programs a kv head, each on whole tiles of block_n."""
+
+    block_m: int
+    block_n: int
+    splits: int
+    warps: int
+    stages: int
+
+
+def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionDecodeLaunch:
+    """Compiled, 2026-11 (no card yet). Two programs a multiprocessor for one sequence, at any context and any batch: the split
+    must not depend on the batch, since the order of the sums does on the split.
+    """
+    splits = max(2 * target.sms // kv_heads, 1)
+    block_m = min(max(16, 1 << (rows - 1).bit_length()), 64)
+    if dtype == torch.float32:
+        return AttentionDecodeLaunch(min(block_m, 32), 32, splits, 4, 1)
+    return AttentionDecodeLaunch(block_m, 64, splits, 4, 3)

@@ -70,11 +70,13 @@ class Launch:
 
     @property
     def cubin(self) -> bytes:
-        return self.asm["cubin"]
+        cubin: bytes = self.asm["cubin"]
+        return cubin
 
     @property
     def ptx(self) -> str:
-        return self.asm["ptx"]
+        ptx: str = self.asm["ptx"]
+        return ptx
 
     @property
     def programs(self) -> int:

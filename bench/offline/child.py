@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,15 +33,19 @@ MARK = "offline-result "  # what a child prints beside its result is its own bus
 def load_entry(entry: str) -> Callable[..., Any]:
     """The function that `package.module:function` or `path/file.py:function` names."""
     place, _, name = entry.rpartition(":")
-    if not place.endswith(".py"):
-        return getattr(importlib.import_module(place), name)
-    specification = importlib.util.spec_from_file_location(Path(place).stem, place)
+    module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
+    function: Callable[..., Any] = getattr(module, name)
+    return function
+
+
+def _load_file(path: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     if specification is None or specification.loader is None:
-        raise ImportError(f"{place} can't be loaded")
+        raise ImportError(f"{path} can't be loaded")
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module  # triton.jit looks the module of a function up by name
     specification.loader.exec_module(module)
-    return getattr(module, name)
+    return module
 
 
 def in_child(entry: str, *args: Any, interpret: bool, timeout: float = 600) -> Any:
@@ -86,6 +91,6 @@ def compiled(
     """
     from .metrics import from_json
 
-    options = {"streamed": list(streamed), "streamed_bytes": streamed_bytes or {}, "dram_bytes": dram_bytes or {}}
-    records = in_child(f"{__package__}.stages:compile_stage", entry, list(args), list(archs), options, interpret=False, timeout=timeout)
+    arguments = (entry, list(args), list(archs), list(streamed), streamed_bytes or {}, dram_bytes or {})
+    records = in_child(f"{__package__}.stages:compile_stage", *arguments, interpret=False, timeout=timeout)
     return [from_json(record) for record in records]

@@ -110,11 +110,11 @@ def _traced(entry: str, case: Case) -> tuple[sampling.Traffic, ...]:
     return tuple(map(sampling.from_json, records))
 
 
-def _compiled(entry: str, case: Case, layers: int, arch: int, streamed: Sequence[int]) -> list[metrics.Metrics]:
-    options = {"streamed": [], "streamed_bytes": list(streamed), "dram_bytes": {}}
-    arguments = [entry, *dataclasses.astuple(case), layers]
-    records = in_child(f"{__package__}.stages:compile_stage", f"{__name__}:run_step", arguments, [arch], options, interpret=False)
-    return list(map(metrics.from_json, records))
+def _compiled(entry: str, case: Case, arch: int, streamed: list[int]) -> tuple[list[metrics.Metrics], list[metrics.Metrics]]:
+    """The launches of a step of one layer, with dynamic counts, and of two."""
+    runs = [[entry, *dataclasses.astuple(case), layers] for layers in (1, 2)]
+    one, two = in_child(f"{__package__}.stages:compile_runs", f"{__name__}:run_step", runs, arch, streamed, interpret=False)
+    return list(map(metrics.from_json, one)), list(map(metrics.from_json, two))
 
 
 def examine(case: Case, arch: int = 90, *, layers: int | None = None, entry: str = STEP) -> Report:
@@ -129,8 +129,7 @@ def examine(case: Case, arch: int = 90, *, layers: int | None = None, entry: str
 
         layers = GraniteConfig.preset(case.preset).num_hidden_layers
     traced = _traced(entry, case)
-    one = _compiled(entry, case, 1, arch, [traffic.streamed for traffic in traced])
-    two = _compiled(entry, case, 2, arch, ())
+    one, two = _compiled(entry, case, arch, [traffic.streamed for traffic in traced])
     launched, seen = [(m.name, m.grid) for m in one], [(t.name, t.grid) for t in traced]
     if launched != seen:
         raise GraniteError(f"interpreted and compiled runs launch different kernels: {seen} and {launched}")

@@ -29,16 +29,19 @@ Builder = stock.InterpreterBuilder
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
-    return torch.erf(torch.from_numpy(np.asarray(x))).numpy()
+    result: np.ndarray = torch.erf(torch.from_numpy(np.asarray(x))).numpy()
+    return result
 
 
 def _round_away(x: np.ndarray) -> np.ndarray:
-    return np.trunc(x + np.copysign(0.5, x))
+    result: np.ndarray = np.trunc(x + np.copysign(0.5, x))
+    return result
 
 
 LIBDEVICE: dict[str, Callable[..., Any]] = {
-    **{name: getattr(np, name) for name in "tanh exp exp2 log log2 log1p expm1 sqrt sin cos sinh cosh".split()},
-    **{name: getattr(np, name) for name in "floor ceil trunc rint fmin fmax copysign isnan".split()},
+    **{function.__name__: function for function in (np.tanh, np.exp, np.exp2, np.log, np.log2, np.log1p, np.expm1, np.sqrt)},
+    **{function.__name__: function for function in (np.sin, np.cos, np.sinh, np.cosh, np.floor, np.ceil, np.trunc, np.rint)},
+    **{function.__name__: function for function in (np.fmin, np.fmax, np.copysign, np.isnan)},
     **{"pow": np.power, "fabs": np.abs, "atan2": np.arctan2, "erf": _erf, "round": _round_away},
     **{"rsqrt": lambda x: 1 / np.sqrt(x), "fdividef": np.divide, "fast_dividef": np.divide},
     **{"fast_expf": np.exp, "fast_tanhf": np.tanh},

@@ -26,6 +26,7 @@ APPROXIMATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rcp": lambda x: 1 / x,
     "rsqrt": lambda x: 1 / np.sqrt(x),
 }
+LOGICAL: dict[str, Callable[[Bits, Bits], Bits]] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
 def _width(kind: str) -> int:
@@ -43,8 +44,9 @@ def _masked(bits: Bits, width: int) -> Bits:
 
 
 def _signed(bits: Bits, width: int) -> np.ndarray:
-    shift = np.uint64(64 - width)
-    return (bits << shift).view(np.int64) >> np.int64(64 - width)
+    left: np.ndarray = (bits << np.uint64(64 - width)).view(np.int64)
+    result: np.ndarray = left >> np.int64(64 - width)
+    return result
 
 
 def _integer(bits: Bits, kind: str) -> np.ndarray:
@@ -81,7 +83,12 @@ def _by_lane(kind: str, function: Callable[..., np.ndarray], operands: Sequence[
     half = kind.removesuffix("x2")
     low = _by_lane(half, function, [operand & np.uint64(0xFFFF) for operand in operands])
     high = _by_lane(half, function, [operand >> np.uint64(16) & np.uint64(0xFFFF) for operand in operands])
-    return low | high << np.uint64(16)
+    return _pair(low, high)
+
+
+def _pair(low: Bits, high: Bits) -> Bits:
+    both: Bits = low | high << np.uint64(16)
+    return both
 
 
 def _lop3(a: Bits, b: Bits, c: Bits, table: int) -> Bits:
@@ -116,8 +123,8 @@ def _convert(parts: list[str], operands: list[Bits]) -> Bits:
     target, source = parts[-2], parts[-1]
     if target.endswith("x2"):
         half = target.removesuffix("x2")
-        high, low = (_pattern(_float(operand, source), half) for operand in operands)
-        return low | high << np.uint64(16)
+        upper, lower = (_pattern(_float(operand, source), half) for operand in operands)
+        return _pair(lower, upper)
     is_float, from_float = "f" in target, "f" in source
     value = _float(operands[0], source) if from_float else _integer(operands[0], source)
     if is_float:
@@ -126,8 +133,9 @@ def _convert(parts: list[str], operands: list[Bits]) -> Bits:
         return value.view(np.uint64)
     rounding = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}
     whole = rounding[next(part for part in parts if part in rounding)](np.nan_to_num(value))
-    low, high = (-(2 ** (_width(target) - 1)), 2 ** (_width(target) - 1) - 1) if target[0] == "s" else (0, 2 ** _width(target) - 1)
-    return np.clip(whole, low, high).astype(np.int64).view(np.uint64)
+    least, span = (-(2 ** (_width(target) - 1)) if target[0] == "s" else 0), 2 ** _width(target) - 1
+    clipped: np.ndarray = np.clip(whole, least, least + span).astype(np.int64)
+    return clipped.view(np.uint64)
 
 
 def _compute(name: str, parts: list[str], operands: list[Bits]) -> Bits:
@@ -136,13 +144,13 @@ def _compute(name: str, parts: list[str], operands: list[Bits]) -> Bits:
     if name == "cvt":
         return _convert(parts, operands)
     if name == "lop3":
-        return _lop3(*operands[:3], table=int(operands[3].flat[0]))
+        return _lop3(operands[0], operands[1], operands[2], int(operands[3].flat[0]))
     if name == "prmt":
-        return _prmt(*operands)
+        return _prmt(operands[0], operands[1], operands[2])
     if name == "dp4a":
-        return _dp4a(*operands, kind_a=parts[0], kind_b=parts[1])
-    if name in ("and", "or", "xor"):
-        return {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[name](*operands)
+        return _dp4a(operands[0], operands[1], operands[2], parts[0], parts[1])
+    if name in LOGICAL:
+        return LOGICAL[name](operands[0], operands[1])
     if name == "not":
         return ~operands[0]
     if name == "shl":

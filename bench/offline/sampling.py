@@ -6,7 +6,7 @@ When a launch has more programs than were traced (first, last and some between),
 - no two traced programs share a sector, and all but the last touch equally many: so do all programs, and the count is that
   of one times the programs but one, plus the last's.
 
-Anything else raises NotUniform, and so do atomics, whose last program does more than the others; the launch is then traced
+Anything else raises NotUniformError, and so do atomics, whose last program does more than the others; the launch is then traced
 in full.
 """
 
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
-from .traffic import SECTOR, Argument, Launch
+from .requested import SECTOR, Argument, Launch
 
 
-class NotUniform(ValueError):
+class NotUniformError(ValueError):
     """The sample says nothing exact about the whole."""
 
 
@@ -77,16 +78,16 @@ class Traffic:
         return max((argument.programs_per_sector for argument in self.arguments if argument.streamed), default=0)
 
 
-def from_json(record: dict) -> Traffic:
+def from_json(record: dict[str, Any]) -> Traffic:
     arguments = tuple(ArgumentTraffic(**argument) for argument in record["arguments"])
     return Traffic(**{**record, "grid": tuple(record["grid"]), "arguments": arguments})
 
 
 def count(launch: Launch) -> Traffic:
-    """The traffic of all programs of a traced launch. Raises NotUniform where a sample doesn't tell."""
+    """The traffic of all programs of a traced launch. Raises NotUniformError where a sample doesn't tell."""
     traced = len(launch.sampled)
     if traced < launch.programs and launch.atomics:
-        raise NotUniform(f"{launch.name}: programs meet by atomics")
+        raise NotUniformError(f"{launch.name}: programs meet by atomics")
     arguments = tuple(_argument(launch, argument) for argument in launch.arguments)
     flops = launch.flops * launch.programs // max(traced, 1)
     return Traffic(launch.name, launch.grid, launch.programs, traced, flops, arguments)
@@ -114,7 +115,7 @@ def _whole(launch: Launch, argument: Argument, programs: np.ndarray, by_program:
     if touched.min() == len(launch.sampled):
         return touched.size * SECTOR, True
     if touched.max() > 1:
-        raise NotUniform(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
+        raise NotUniformError(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
     aligned = -(-argument.bytes // SECTOR) * SECTOR + SECTOR  # programs' pieces may split sectors between them
     return min(_scaled(launch, by_program) * SECTOR, aligned), False
 
@@ -123,5 +124,5 @@ def _scaled(launch: Launch, by_program: Counter[int]) -> int:
     """The sum over all programs of what the traced ones count."""
     *most, last = (by_program.get(program, 0) for program in launch.sampled)
     if len(set(most)) > 1:
-        raise NotUniform(f"{launch.name}: programs do unequal work")
+        raise NotUniformError(f"{launch.name}: programs do unequal work")
     return most[0] * (launch.programs - 1) + last

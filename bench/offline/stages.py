@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +12,15 @@ import torch
 from .child import load_entry
 
 SAMPLE = 12  # programs of a large grid that are traced
-SCRATCH = ("empty", "empty_like")
+ZEROED = {"empty": torch.zeros, "empty_like": torch.zeros_like}
 
 
-def compile_stage(entry: str, args: Sequence[Any], archs: Sequence[int], options: dict[str, Any]) -> list[dict[str, Any]]:
+Bytes = dict[str, int] | list[int]  # by kernel name, or one for each launch in order
+
+
+def compile_stage(entry: str, args: Sequence[Any], archs: Sequence[int], streamed: Sequence[str], sent: Bytes, dram: Bytes) -> list[Any]:
     """Metrics of every launch of `entry(*args)`, architecture by architecture; see `child.compiled`."""
-    from .capture import Launch, capture
+    from .capture import capture
     from .metrics import measure, to_json
 
     function = load_entry(entry)
@@ -28,29 +30,32 @@ def compile_stage(entry: str, args: Sequence[Any], archs: Sequence[int], options
         with capture(arch) as launches:
             function(*args)
         for position, launch in enumerate(launches):
-            streamed_bytes = _lookup(options["streamed_bytes"], launch, position)
-            dram_bytes = _lookup(options["dram_bytes"], launch, position)
+            streamed_bytes, dram_bytes = _lookup(sent, launch.name, position), _lookup(dram, launch.name, position)
             key = f"{launch.hash} {launch.grid} {launch.arguments} {streamed_bytes} {dram_bytes}"
             if key not in known:
-                known[key] = to_json(measure(launch, options["streamed"], streamed_bytes, dram_bytes))
+                known[key] = to_json(measure(launch, streamed, streamed_bytes, dram_bytes))
             records.append({**known[key], "new": launch.new, "site": launch.site})
     return records
 
 
-def _lookup(values: dict[str, int] | list[int], launch: Any, position: int) -> int | None:
-    """Bytes by kernel name, or one for each launch in order."""
+def compile_runs(entry: str, runs: Sequence[Sequence[Any]], arch: int, sent: list[int]) -> list[list[Any]]:
+    """`compile_stage` for several argument lists in one process; the streamed bytes are those of the first run's launches."""
+    return [compile_stage(entry, args, [arch], (), sent if number == 0 else [], {}) for number, args in enumerate(runs)]
+
+
+def _lookup(values: Bytes, name: str, position: int) -> int | None:
     if isinstance(values, list):
         return values[position] if position < len(values) else None
-    return values.get(launch.name)
+    return values.get(name)
 
 
 @contextmanager
 def _zeroed_scratch() -> Iterator[None]:
     """What a sampled launch leaves unwritten is zero and not rubbish: a router that reads it still picks real experts."""
-    saved = {name: getattr(torch, name) for name in SCRATCH}
-    torch.empty = functools.partial(torch.zeros)  # type: ignore[assignment]  # a stand-in with the same arguments
-    torch.empty_like = functools.partial(torch.zeros_like)  # type: ignore[assignment]
+    saved = {name: getattr(torch, name) for name in ZEROED}
     try:
+        for name, zeroed in ZEROED.items():
+            setattr(torch, name, zeroed)
         yield
     finally:
         for name, function in saved.items():
@@ -64,7 +69,7 @@ def trace_stage(entry: str, args: Sequence[Any], sample: int | None = SAMPLE) ->
     or meet by atomics, are traced whole in a second pass.
     """
     from . import interpreter
-    from .sampling import NotUniform, count
+    from .sampling import NotUniformError, count
     from .traffic import trace
 
     interpreter.install()
@@ -77,7 +82,7 @@ def trace_stage(entry: str, args: Sequence[Any], sample: int | None = SAMPLE) ->
         for launch in traced.launches:
             try:
                 results.append(dataclasses.asdict(count(launch)))
-            except NotUniform:
+            except NotUniformError:
                 refused.add(launch.name)
         if not refused:
             return results

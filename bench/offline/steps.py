@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 import triton
-from torch import Tensor
-
-from granite_kernels.formats import get
 from granite_kernels.model.cache import Cache
 from granite_kernels.model.config import GraniteConfig
 from granite_kernels.model.granite import Experts, Layer, Weights
 from granite_kernels.model.step import State, step
+from torch import Tensor
+
+from granite_kernels.formats import get
 from granite_kernels.ops import choose
 from granite_kernels.weight import Part, Weight
 from granite_kernels.workspace import Workspace

@@ -14,23 +14,19 @@ different values to one address).
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .hooks import hooked
-from .races import Access, Clocks, Shadow
+from .races import Access, Clocks
+from .requested import Argument, Launch, gather
 
-SECTOR = 32
 HERE = str(Path(__file__).parent)
 TRITON = str(Path(triton.__file__).parent)
 Order = Literal["forward", "reverse", "random"]
@@ -38,119 +34,6 @@ Order = Literal["forward", "reverse", "random"]
 
 class TraceError(RuntimeError):
     """A problem, raised at once by `trace(strict=True)`."""
-
-
-class Argument:
-    """One tensor argument of a launch (several, where they share memory) and what was requested of it."""
-
-    def __init__(self, name: str, low: int, high: int, item: int, race: bool) -> None:
-        self.name, self.low, self.high, self.item = name, low, high, item
-        self.first_sector = low // SECTOR
-        sectors = (high - 1) // SECTOR - self.first_sector + 1
-        self.readers = np.zeros(sectors, np.int32)  # programs that requested the sector
-        self.writers = np.zeros(sectors, np.int32)
-        self.last_reader = np.full(sectors, -1, np.int64)
-        self.last_writer = np.full(sectors, -1, np.int64)
-        self.requests: Counter[Access] = Counter()  # sectors, summed over operations
-        self.lane_bytes: Counter[Access] = Counter()
-        self.streamed_by_program: Counter[int] = Counter()  # bytes of loads marked evict_first
-        self.read_by_program: Counter[int] = Counter()  # sectors new to the program
-        self.written_by_program: Counter[int] = Counter()
-        self.shadow = Shadow(name, (high - low) // item + 1) if race else None
-
-    def __repr__(self) -> str:
-        return f"<{self.name}: {self.bytes} B, read {self.read_bytes}, written {self.written_bytes}, {self.programs_per_sector} programs a sector>"
-
-    @property
-    def bytes(self) -> int:
-        """Size of the tensor's memory."""
-        return self.high - self.low
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of the distinct sectors that were loaded."""
-        return int((self.readers > 0).sum()) * SECTOR
-
-    @property
-    def written_bytes(self) -> int:
-        return int((self.writers > 0).sum()) * SECTOR
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that go from the second-level cache to the SMs: each sector once for each program that reads it."""
-        return int(self.readers.sum(dtype=np.int64)) * SECTOR
-
-    @property
-    def streamed_bytes(self) -> int:
-        """Bytes of loads marked evict_first, which the project gives to weights and cache."""
-        return self.streamed_by_program.total()
-
-    @property
-    def programs_per_sector(self) -> int:
-        """The most programs that request one and the same sector."""
-        return int(self.readers.max(initial=0))
-
-    def touch(self, kind: Access, addresses: np.ndarray, size: int, program: int, streamed: bool) -> None:
-        sectors = np.unique((addresses // np.uint64(SECTOR)).astype(np.int64) - self.first_sector)
-        crossing = addresses[addresses % np.uint64(SECTOR) > SECTOR - size]  # elements not aligned to their size
-        if crossing.size:
-            sectors = np.union1d(sectors, (crossing // np.uint64(SECTOR)).astype(np.int64) + 1 - self.first_sector)
-        self.requests[kind] += sectors.size
-        self.lane_bytes[kind] += addresses.size * size
-        if streamed:
-            self.streamed_by_program[program] += addresses.size * size
-        if kind != "write":
-            self._count(sectors, program, self.last_reader, self.readers, self.read_by_program)
-        if kind != "read":
-            self._count(sectors, program, self.last_writer, self.writers, self.written_by_program)
-
-    @staticmethod
-    def _count(sectors: np.ndarray, program: int, last: np.ndarray, programs: np.ndarray, by_program: Counter[int]) -> None:
-        new = sectors[last[sectors] != program]
-        programs[new] += 1
-        last[new] = program
-        by_program[program] += new.size
-
-
-@dataclasses.dataclass
-class Launch:
-    """One launch: its grid, the programs that ran (all, unless sampled), its arguments in memory order, its problems."""
-
-    name: str
-    arguments: list[Argument]
-    grid: tuple[int, int, int] = (0, 0, 0)
-    sampled: tuple[int, ...] = ()
-    problems: list[str] = dataclasses.field(default_factory=list)
-    flops: int = 0  # of tl.dot
-    atomics: int = 0
-    line_bytes: Counter[tuple[str, int]] = dataclasses.field(default_factory=Counter)  # loads by (file, line), all programs
-
-    def __getitem__(self, name: str) -> Argument:
-        """The argument of this name; `planes.0` is the first of a tuple. Arguments in shared memory answer to each name."""
-        for argument in self.arguments:
-            if name in argument.name.split("|"):
-                return argument
-        raise KeyError(f"{name}; there are {', '.join(argument.name for argument in self.arguments)}")
-
-    @property
-    def programs(self) -> int:
-        return int(np.prod(self.grid))
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(argument.read_bytes for argument in self.arguments)
-
-    @property
-    def written_bytes(self) -> int:
-        return sum(argument.written_bytes for argument in self.arguments)
-
-    @property
-    def cache_bytes(self) -> int:
-        return sum(argument.cache_bytes for argument in self.arguments)
-
-    @property
-    def streamed_bytes(self) -> int:
-        return sum(argument.streamed_bytes for argument in self.arguments)
 
 
 class Tracer:
@@ -171,12 +54,8 @@ class Tracer:
     def problems(self) -> list[str]:
         return [f"{launch.name}: {problem}" for launch in self.launches for problem in launch.problems]
 
-    @property
-    def active(self) -> bool:
-        return self.current is not None
-
     def begin(self, name: str, arguments: list[tuple[str, Any]]) -> None:
-        found = _arguments(arguments, self.race)
+        found = gather(arguments, self.race)
         self.current = Launch(name, found)
         self.starts = np.array([argument.low for argument in found], np.uint64)
         self.ends = np.array([argument.high for argument in found], np.uint64)
@@ -297,32 +176,6 @@ def _kernel_line() -> tuple[str, int]:
     return ("?", 0) if frame is None else (Path(frame.f_code.co_filename).name, frame.f_lineno)
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, tuple):
-        for position, part in enumerate(value):
-            yield from _tensors(f"{name}.{position}", part)
-    elif isinstance(value, TensorDescriptor | triton.runtime.jit.TensorWrapper):
-        yield from _tensors(name, value.base)
-    elif isinstance(value, torch.Tensor) and value.numel():
-        yield name, value
-
-
-def _arguments(values: list[tuple[str, Any]], race: bool) -> list[Argument]:
-    """Tensor arguments by address; those that overlap in memory (views of one buffer) become one."""
-    spans: list[list[Any]] = []
-    named = [pair for name, value in values for pair in _tensors(name, value)]
-    for name, tensor in sorted(named, key=lambda pair: pair[1].data_ptr()):
-        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        low, item = tensor.data_ptr(), tensor.element_size()
-        high = low + (reach + 1) * item
-        if spans and low < spans[-1][2]:
-            previous = spans[-1]
-            spans[-1] = [f"{previous[0]}|{name}", previous[1], max(previous[2], high), min(previous[3], item)]
-        else:
-            spans.append([name, low, high, item])
-    return [Argument(*span, race) for span in spans]
-
-
 @contextmanager
 def trace(
     race: bool = True,
@@ -335,10 +188,10 @@ def trace(
 ) -> Iterator[Tracer]:
     """Trace every interpreted launch inside the context (`interpreter.install()` first).
 
-    `order` is the sequence in which the programs of a grid run; `strict` raises TraceError at the first problem; `sample`
-    runs about so many programs along each axis of a grid, first, last and neighbours among them, but all programs of the
-    kernels named in `whole` (results are then incomplete: for counting alone, see `sampling`). Hopper's and later hardware may run programs in any order, so a kernel must give the
-    same bits in all three.
+    `order` is the sequence in which the programs of a grid run: a GPU promises none, so a kernel must give the same bits in
+    all three. `race` looks for races too; `strict` raises TraceError at the first problem. `sample` runs about so many
+    programs along each axis of a grid, first, last and neighbours among them, but all programs of the kernels named in
+    `whole`; results are then incomplete: for counting alone, see `sampling`.
     """
     tracer = Tracer(race, order, seed, strict, sample, whole)
     with hooked(tracer):

@@ -2,42 +2,108 @@
 
 Query t of row b stands at slot lengths[b] + t and sees slots starts[b] .. lengths[b] + t. A program owns BLOCK_M rows of one kv
 head, a row being one query head of one token, tokens outermost: a tile of k and v is read once for the whole group. Tiles are
-counted from the row's start, so that a row padded on the left gives the bits of the same row without padding, a prompt read in
-chunks those of the whole one (given the same block sizes), and a batch those of its rows alone.
+counted from the row's start, so a row padded on the left gives the bits of the same row without padding, and a batch those of its
+rows alone.
 
-Scores and softmax are float32; p is rounded to the cache's type for the second product, and the output is rounded once.
-Reads q once and k, v once per block of rows (up to the diagonal); writes out once.
+Scores and softmax are float32; p is rounded to the cache's dtype for the second product, and the output is rounded once.
+Reads q once, and k and v once a block of rows, up to the diagonal; writes out once.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from granite_kernels import launch
-from granite_kernels.kernels.softmax import attend, load_rows
+from granite_kernels.errors import GraniteError
+from granite_kernels.launch import attention_launch, target
 
-UNSPECIALIZED = ["q_stride_batch", "q_stride_token", "q_stride_head", "cache_stride_batch", "cache_stride_head", "tokens"]
-
-
-def _cost(grid: tuple[int, ...], kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Of the tokens of this call alone: what the cache already holds is known only to the device."""
-    heads = grid[1] * args["GROUP"]
-    size = args["q_ptr"].element_size()
-    pairs = grid[2] * heads * args["tokens"] * (args["tokens"] + 1) // 2
-    rows = grid[2] * args["tokens"] * (2 * heads + 2 * grid[1])
-    return {"name": kernel.name, "flops": 4 * args["HEAD_DIM"] * pairs, "bytes": rows * args["HEAD_DIM"] * size}
+SIZES = ["q_stride_batch", "q_stride_token", "q_stride_head", "cache_stride_batch", "cache_stride_head", "tokens"]  # of a request
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED, launch_metadata=_cost)
+@triton.jit
+def attend(q, k, v, seen, acc, peak, total, factor):
+    """One tile of the online softmax: q [rows, head_dim], k and v [slots, head_dim], seen [rows, slots] or None for all.
+
+    acc [rows, head_dim] and total [rows] are sums over 2^(score - peak); factor turns a score into its base-2 logarithm.
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
+    if seen is not None:
+        scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, 1))
+    p = tl.exp2(scores - higher[:, None])
+    fade = tl.exp2(peak - higher)
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+    return acc, higher, total * fade + tl.sum(p, 1)
+
+
+@triton.jit
+def attend_span(
+    q,
+    k_ptr,
+    v_ptr,
+    limit,
+    begin,
+    whole,
+    end,
+    factor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(acc, peak, total) over slots begin .. end - 1, of which all rows see those before `whole`, row i those up to limit[i].
+
+    k_ptr and v_ptr point to slot 0; begin and whole are multiples of BLOCK_N. peak is finite where a row sees nothing. Within a
+    head 32 bits are enough.
+    """
+    column = tl.arange(0, BLOCK_N)
+    tile = column[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
+    peak = tl.full((BLOCK_M,), -3.0e38, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for slot in range(begin, whole, BLOCK_N):
+        at = slot * HEAD_DIM
+        k = tl.load(k_ptr + at + tile)
+        v = tl.load(v_ptr + at + tile)
+        acc, peak, total = attend(q, k, v, None, acc, peak, total, factor)
+    for slot in range(whole, end, BLOCK_N):
+        at = slot * HEAD_DIM
+        used = (slot + column < end)[:, None]  # the slots behind may hold NaN, which a probability of zero would not undo
+        k = tl.load(k_ptr + at + tile, mask=used, other=0.0)
+        v = tl.load(v_ptr + at + tile, mask=used, other=0.0)
+        acc, peak, total = attend(q, k, v, (slot + column)[None, :] <= limit[:, None], acc, peak, total, factor)
+    return acc, peak, total
+
+
+@triton.jit
+def cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM: tl.constexpr):
+    """Elements before slot `start` of a sequence's kv head; the strides are multiples of 16, which the launch can't say itself."""
+    return (
+        tl.multiple_of(cache_stride_batch.to(tl.int64), 16) * batch
+        + tl.multiple_of(cache_stride_head.to(tl.int64), 16) * kv_head
+        + start.to(tl.int64) * HEAD_DIM
+    )
+
+
+def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Of this call's own tokens: what the cache held before is known to the device alone."""
+    _, kv_heads, batch = grid
+    tokens, heads = args["tokens"], kv_heads * args["GROUP"]
+    flops = 2 * batch * heads * args["HEAD_DIM"] * tokens * (tokens + 1)
+    size = args["q_ptr"].element_size() * args["HEAD_DIM"]
+    return {"name": kernel.name, "flops": flops, "bytes": 2 * batch * tokens * (heads + kv_heads) * size}
+
+
+@triton.jit(do_not_specialize=SIZES, launch_metadata=_cost)
 def _attention_kernel(
     q_ptr,  # [batch, tokens, heads, HEAD_DIM]
     k_cache_ptr,  # [batch, kv_heads, context, HEAD_DIM]
-    v_cache_ptr,  # [batch, kv_heads, context, HEAD_DIM]
+    v_cache_ptr,  # as k_cache
     lengths_ptr,  # int32 [batch]
     starts_ptr,  # int32 [batch]
     out_ptr,  # [batch, tokens, heads, HEAD_DIM], contiguous
@@ -55,60 +121,66 @@ def _attention_kernel(
     PDL: tl.constexpr,
 ):
     if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows see the most slots: start them first
+        gdc_launch_dependents()
+        gdc_wait()
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows see the most slots: they go first
     kv_head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     start = tl.load(starts_ptr + batch)
-    before = tl.load(lengths_ptr + batch) - start  # visible slots ahead of token 0; negative while the row is padding
+    before = tl.load(lengths_ptr + batch) - start  # slots that count, ahead of token 0; negative where token 0 is padding
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    token = row // GROUP
-    head = kv_head * GROUP + row % GROUP
-    valid = row < tokens * GROUP
-    q = load_rows(q_ptr, batch, token, head, valid, q_stride_batch, q_stride_token, q_stride_head, HEAD_DIM)
+    token, head = row // GROUP, kv_head * GROUP + row % GROUP
+    real = (token < tokens)[:, None]
+    d = tl.arange(0, HEAD_DIM)[None, :]
+    from_q = tl.multiple_of(q_stride_batch.to(tl.int64), 16) * batch + tl.multiple_of(q_stride_token.to(tl.int64), 16) * token
+    from_q += tl.multiple_of(q_stride_head.to(tl.int64), 16) * head
+    q = tl.load(q_ptr + from_q[:, None] + d, mask=real, other=0.0)
 
-    first_token = block * BLOCK_M // GROUP
-    last_token = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
-    seen_by_all = tl.maximum(before + first_token + 1, 0) // BLOCK_N * BLOCK_N
-    seen_by_any = before + last_token + 1
-    limit = before + token  # the last slot that a row sees, counted from start
-
-    cache = tl.multiple_of(cache_stride_batch.to(tl.int64), 16) * batch + tl.multiple_of(cache_stride_head.to(tl.int64), 16) * kv_head
-    cache += start.to(tl.int64) * HEAD_DIM
-    column = tl.arange(0, BLOCK_N)
-    tile = column[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
-    peak = tl.full((BLOCK_M,), -3.4e38, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    for slot in range(0, seen_by_all, BLOCK_N):
-        k = tl.load(k_cache_ptr + cache + slot * HEAD_DIM + tile)
-        v = tl.load(v_cache_ptr + cache + slot * HEAD_DIM + tile)
-        acc, peak, total = attend(q, k, v, None, acc, peak, total, factor)
-    for slot in range(seen_by_all, seen_by_any, BLOCK_N):
-        used = (slot + column < seen_by_any)[:, None]  # what lies behind may be NaN, which 0 * v would keep
-        k = tl.load(k_cache_ptr + cache + slot * HEAD_DIM + tile, mask=used, other=0.0)
-        v = tl.load(v_cache_ptr + cache + slot * HEAD_DIM + tile, mask=used, other=0.0)
-        acc, peak, total = attend(q, k, v, (slot + column)[None, :] <= limit[:, None], acc, peak, total, factor)
+    first, last = block * BLOCK_M // GROUP, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
+    whole = tl.maximum(before + first + 1, 0) // BLOCK_N * BLOCK_N
+    cache = cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM)
+    acc, _, total = attend_span(
+        q, k_cache_ptr + cache, v_cache_ptr + cache, before + token, 0, whole, before + last + 1, factor, HEAD_DIM, BLOCK_M, BLOCK_N
+    )
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # a row that sees nothing yields zeros
 
-    heads = tl.num_programs(1) * GROUP
-    to = out_ptr + ((batch * tokens + token) * heads + head)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None])
+    to = (batch * tokens + token) * (tl.num_programs(1) * GROUP) + head
+    tl.store(out_ptr + to[:, None] * HEAD_DIM + d, acc.to(out_ptr.dtype.element_ty), mask=real)
+
+
+# ------------------------------------------------------------------ launch
+
+
+def check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor) -> None:
+    """Raise GraniteError where shapes, dtypes or strides are not those that the kernels read."""
+    batch, _, heads, head_dim = q.shape
+    kv_heads = k_cache.shape[1]
+    if k_cache.shape != v_cache.shape or k_cache.shape[0] != batch or k_cache.shape[3] != head_dim or heads % kv_heads:
+        raise GraniteError(f"q {tuple(q.shape)} does not go with k {tuple(k_cache.shape)} and v {tuple(v_cache.shape)}")
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not q.dtype == k_cache.dtype == v_cache.dtype:
+        raise GraniteError(f"q, k and v are {q.dtype}, {k_cache.dtype}, {v_cache.dtype}: expected one of float32, bfloat16, float16 for all")
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise GraniteError(f"head size {head_dim}: kernels take powers of two from 16 on")
+    if k_cache.stride() != v_cache.stride() or k_cache.stride()[2:] != (head_dim, 1):
+        raise GraniteError("k and v need the same strides, their slots being contiguous rows of head_dim")
+    if q.stride(3) != 1 or any(stride % 16 for stride in (*q.stride()[:3], *k_cache.stride()[:2])):
+        raise GraniteError("heads of q and of the cache must be contiguous, at strides that are multiples of 16")
+    if lengths.dtype != torch.int32 or starts.dtype != torch.int32 or not lengths.shape == starts.shape == (batch,):
+        raise GraniteError(f"lengths and starts must be int32 [{batch}]")
 
 
 @torch.library.custom_op("granite_kernels::attention", mutates_args=())
 def _attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor, scale: float) -> Tensor:
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k_cache.shape[1]
-    out = q.new_empty(q.shape)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    rows = tokens * heads // kv_heads
-    device = launch.target(q)
-    shape = launch.attention_shape(rows, head_dim, q.dtype, device)
-    pdl = launch.pdl(q)
+    rows = tokens * (heads // kv_heads)
+    where = target(q)
+    shape = attention_launch(rows, head_dim, q.dtype, where)
+    pdl = q.is_cuda and where.arch >= 90
     _attention_kernel[(triton.cdiv(rows, shape.block_m), kv_heads, batch)](
         q,
         k_cache,
@@ -116,13 +188,10 @@ def _attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, sta
         lengths,
         starts,
         out,
-        q_stride_batch=q.stride(0),
-        q_stride_token=q.stride(1),
-        q_stride_head=q.stride(2),
-        cache_stride_batch=k_cache.stride(0),
-        cache_stride_head=k_cache.stride(1),
-        tokens=tokens,
-        factor=scale * LOG2_E,
+        *q.stride()[:3],
+        *k_cache.stride()[:2],
+        tokens,
+        scale * math.log2(math.e),
         HEAD_DIM=head_dim,
         GROUP=heads // kv_heads,
         BLOCK_M=shape.block_m,
@@ -131,6 +200,22 @@ def _attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, sta
         num_warps=shape.warps,
         num_stages=shape.stages,
         enable_fp_fusion=True,
-        launch_pdl=pdl,
+        **({"launch_pdl": True} if pdl else {}),
     )
     return out
+
+
+@_attention.register_fake
+def _(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor, scale: float) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor, *, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v over the cache, causal. Returns [batch, tokens, heads, head_dim], in the dtype of q.
+
+    q [batch, tokens, heads, head_dim]; k_cache, v_cache [batch, kv_heads, context, head_dim], this call's keys included; lengths
+    int32 [batch], slots in use before this call; starts int32 [batch], first slot of each row that is not padding. Slots that no
+    query sees are not read. A row's bits do not depend on the rest of the batch nor on its padding. Raises GraniteError.
+    """
+    check(q, k_cache, v_cache, lengths, starts)
+    return _attention(q, k_cache, v_cache, lengths, starts, scale)

@@ -24,8 +24,8 @@ from granite_kernels.linear.prologue import apply_norm, inverse_rms
 @triton.jit
 def first_rows(block, half, GROUPS: tl.constexpr):
     """Rows of the first of each of a block's pairs, int64 [GROUPS * 8]."""
-    pair = block.to(tl.int64) * (GROUPS * 8) + tl.arange(0, GROUPS * 8)
-    return (pair // half) * (2 * half) + pair % half
+    pair = block * (GROUPS * 8) + tl.arange(0, GROUPS * 8)  # 32 bits: a 64-bit division is some hundred instructions
+    return ((pair // half) * (2 * half) + pair % half).to(tl.int64)
 
 
 @triton.jit
@@ -78,8 +78,8 @@ def product(
     g = tl.arange(0, 8)[None, None, :, None, None]
     lane = tl.arange(0, 4)[None, None, None, :, None]
     e = tl.arange(0, 8)[None, None, None, None, :]
-    pair = block.to(tl.int64) * (GROUPS * 8) + (rep // 2) * 8 + g
-    row = tl.minimum((pair // half) * (2 * half) + pair % half + (rep % 2) * half, rows - 1)
+    pair = block * (GROUPS * 8) + (rep // 2) * 8 + g
+    row = tl.minimum((pair // half) * (2 * half) + pair % half + (rep % 2) * half, rows - 1).to(tl.int64)
     k = (split * WARPS + warp) * CHUNK + lane * 8
     weight_row = weight_ptr + row * COLUMNS
     if PDL:
@@ -99,7 +99,7 @@ def product(
             else:
                 weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
                 x = tl.load(x_row + at, mask=at < COLUMNS, other=0.0)
-            x = apply_norm(x, norm_ptr, at, inverse, COLUMNS, TOKENS, EVEN, NORM)
+            x = apply_norm(x, norm_ptr + (at + 0 * token), at < COLUMNS, inverse, TOKENS, EVEN, NORM)
             left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
             acc = tl.dot(left, right_fragment(x, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
     y = tl.sum(acc, 0)

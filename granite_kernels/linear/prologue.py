@@ -33,11 +33,11 @@ def inverse_rms(x_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
 
 
 @triton.jit
-def apply_norm(x, norm_ptr, k, inverse, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr):
-    """x [TOKENS / 8, WARPS, 8, 4, 8] at columns k as it enters the product."""
+def apply_norm(x, norm_ptrs, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr):
+    """x [TOKENS / 8, WARPS, 8, 4, 8] as it enters the product. norm_ptrs has x's shape, so that its values land where x's do."""
     if NORM == 0:
         return x
-    norm = tl.load(norm_ptr + k) if EVEN else tl.load(norm_ptr + k, mask=k < COLUMNS, other=0.0)
+    norm = tl.load(norm_ptrs) if EVEN else tl.load(norm_ptrs, mask=inside, other=0.0)
     if NORM == 1:
         return x * norm
     factor = tl.reshape(inverse, (TOKENS // 8, 1, 8, 1, 1))
