@@ -87,7 +87,9 @@ class AttentionLaunch:
     stages: int
 
 
-SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}  # that one program may take
+def roomy(target: Target) -> bool:
+    """Whether a program may take more than 99 KiB of shared memory: the data-centre parts."""
+    return target.arch in (80, 90, 100, 103)
 
 
 def attention_launch(rows: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionLaunch:
@@ -100,8 +102,7 @@ def attention_launch(rows: int, head_dim: int, dtype: torch.dtype, target: Targe
     wide = head_dim > 64
     if target.arch in (90, 100, 103):
         return AttentionLaunch(block_m, 128 if not wide else 64, block_m // 16, 3)
-    roomy = SHARED_KIB.get(target.arch, 99) > 100
-    return AttentionLaunch(block_m, 64 if roomy or not wide else 32, block_m // 16, 3 if roomy else 2)
+    return AttentionLaunch(block_m, 32 if wide else 64, block_m // 16, 3 if roomy(target) else 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +124,26 @@ def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torc
     block_m = min(max(16, 1 << (rows - 1).bit_length()), 64)
     if dtype == torch.float32:
         return AttentionDecodeLaunch(min(block_m, 32), 32, splits, 4, 1)
-    return AttentionDecodeLaunch(block_m, 64, splits, 4, 3)
+    warps = 2 if head_dim <= 64 and block_m == 16 else 4  # few, since each repeats the addresses and the softmax's bookkeeping
+    return AttentionDecodeLaunch(block_m, 64, splits, warps, 3 if head_dim <= 64 or roomy(target) else 2)
+
+
+# ------------------------------------------------------------------ rows
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLaunch:
+    """Shape of a row-wise launch: a program owns `rows` rows of `width` (a power of two) columns."""
+
+    rows: int
+    width: int
+    warps: int
+
+    def programs(self, rows: int) -> int:
+        return -(-rows // self.rows)
+
+
+def row_launch(rows: int, width: int) -> RowLaunch:
+    """Compiled, 2026-11. About 2,048 values a program, so that short rows share one; 16 to 32 values a thread."""
+    padded = 1 << (width - 1).bit_length()
+    return RowLaunch(max(1, min(2048 // padded, 8)), padded, min(16, max(4, padded // 1024)))

@@ -43,4 +43,4 @@ def model_options(values: dict[str, Any]) -> dict[str, Any]:
 
 def sampling_options(values: dict[str, Any]) -> dict[str, Any]:
     """A verb's remaining values as arguments of `generate`."""
-    return {**values, "do_sample": True} if values["temperature"] > 0 else {**values, "temperature": 1.0}
+    return {**values, "do_sample": True} if values["temperature"] != 0 else {**values, "temperature": 1.0}

@@ -9,6 +9,7 @@ GPU = any("tests/gpu" in argument.replace(os.sep, "/") for argument in sys.argv)
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read by triton when it is imported, and inherited by no compile process of ours
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for one another
 
 from pathlib import Path  # noqa: E402  (the environment above must be set before anything imports triton)
 

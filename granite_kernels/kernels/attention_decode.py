@@ -192,7 +192,7 @@ def _attention_decode(
         BLOCK_R=block_r,
         BLOCK_M=shape.block_m,
         BLOCK_N=shape.block_n,
-        SPANS=max(32 * 32 * shape.warps // (block_r * head_dim), 1),
+        SPANS=max(4096 // (block_r * head_dim), 1),
         PDL=pdl,
         num_warps=shape.warps,
         num_stages=shape.stages,

