@@ -11,6 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what kernels take; float64 is the reference's
 DECODE_TOKENS = 16  # tokens a step, over the whole batch, that the decode kernels take
 
 
@@ -57,21 +58,27 @@ class MatrixLaunch:
 
 
 def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> MatrixLaunch:
-    """Compiled, 2026-11 (no card yet). A few tokens: 16 rows a program, and two programs along k where the matrix is too small to
-    fill the GPU otherwise. More: 64 rows, so that the programs together read x no more than a quarter as often as the weight, and
-    up to four along k, so that there still are programs for every multiprocessor.
+    """Compiled for sm_90, 2026-11 (no card yet): chosen for few instructions a byte and 24 KiB in flight a multiprocessor.
+
+    More tokens want more rows a program, so that the programs together read x no more than a quarter as often as the weight; what
+    that costs in programs comes back by sharing k between two or four. The order of the sums follows from the shape alone, so a
+    row of a batch has the same bits in any batch of 2 to 8 tokens, and of 9 to 16.
     """
-    wide = 8 if tokens <= 8 else 16
-    groups = 1 if wide == 8 else 4
-    units = max(columns // 32, 1)
+    units = columns // 32
+    if tokens == 1:
+        groups, fill = (2 if rows >= 8192 else 1), 1.4
+    elif tokens <= 8:
+        groups, fill = 2, 1.4
+    else:
+        groups, fill = 4, 0.7
     blocks = -(-rows // (16 * groups))
-    splits = next((n for n in (1, 2, 4) if blocks * n >= 3 * target.sms // 2 or units % (8 * n)), 4)
+    splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
     while splits > 1 and units % (4 * splits):
         splits //= 2
-    warps = next((n for n in (8, 4, 2) if units % (n * splits) == 0 and units >= n * splits * 4 and (n < 8 or blocks * splits < 4 * target.sms)), 1)
-    per_warp = units // (warps * splits)
-    unroll = next((n for n in (4, 2) if per_warp % n == 0 and groups == 1), 1)
-    return MatrixLaunch(groups, warps, splits, unroll, wide)
+    wanted = 8 if columns >= 8192 else 4
+    warps = next((n for n in (wanted, 4, 2) if units % (n * splits) == 0 and units >= 4 * n * splits), 4 if units >= 16 else 1)
+    unroll = next((n for n in (4, 2) if units % (warps * splits * n) == 0), 1)
+    return MatrixLaunch(groups, warps, splits, unroll, 8 if tokens <= 8 else 16)
 
 
 # ------------------------------------------------------------------ attention
@@ -97,7 +104,7 @@ def attention_launch(rows: int, head_dim: int, dtype: torch.dtype, target: Targe
     same sums as one read whole.
     """
     if dtype == torch.float32:
-        return AttentionLaunch(16 if rows <= 16 else 32, 32, 4, 1)  # products on the plain units: registers are the limit
+        return AttentionLaunch(32, 16, 8, 1) if head_dim > 64 else AttentionLaunch(32, 32, 4, 1)  # no tensor cores: registers limit
     block_m = 64 if rows <= 64 else 128
     wide = head_dim > 64
     if target.arch in (90, 100, 103):
@@ -123,7 +130,7 @@ def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torc
     splits = max(2 * target.sms // kv_heads, 1)
     block_m = min(max(16, 1 << (rows - 1).bit_length()), 64)
     if dtype == torch.float32:
-        return AttentionDecodeLaunch(min(block_m, 32), 32, splits, 4, 1)
+        return AttentionDecodeLaunch(16, 32 if head_dim <= 64 else 16, splits, 4, 1)  # no tensor cores: registers limit
     warps = 2 if head_dim <= 64 and block_m == 16 else 4  # few, since each repeats the addresses and the softmax's bookkeeping
     return AttentionDecodeLaunch(block_m, 64, splits, warps, 3 if head_dim <= 64 or roomy(target) else 2)
 
@@ -143,7 +150,10 @@ class RowLaunch:
         return -(-rows // self.rows)
 
 
+WIDEST_ROW = 16384  # columns that a program's registers hold
+
+
 def row_launch(rows: int, width: int) -> RowLaunch:
-    """Compiled, 2026-11. About 2,048 values a program, so that short rows share one; 16 to 32 values a thread."""
+    """Compiled, 2026-11 (no card yet). About 2,048 values a program, so that short rows share one; 16 to 32 values a thread."""
     padded = 1 << (width - 1).bit_length()
     return RowLaunch(max(1, min(2048 // padded, 8)), padded, min(16, max(4, padded // 1024)))

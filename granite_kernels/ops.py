@@ -69,6 +69,7 @@ FILES = {
     "sample": "sample",
     "sample_step": "sample",
 }
+NO_KERNEL = "there is no Triton kernel yet"
 WITH_WORKSPACE = frozenset({"norm_qkv_rope_append", "attention_decode", "linear_add", "norm_gate_up_swiglu", "norm_logits"})
 
 
@@ -88,8 +89,10 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"Triton needs an NVIDIA GPU, the model is on {device.type}"
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype, *, workspace: Workspace | None = None) -> Ops:
-    """The operations for a model of `dtype` on `device`.
+def choose(
+    backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool = False, workspace: Workspace | None = None
+) -> Ops:
+    """The operations for a model of `dtype` on `device`; `moe` says whether it is a mixture of experts.
 
     "auto": Triton on a GPU, PyTorch elsewhere. "triton": Triton or a GraniteError. "torch": plain PyTorch. An operation without
     a Triton kernel is PyTorch's, and its row in `choices` says so.
@@ -101,13 +104,16 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, *, workspace:
         reason = reason or "the interpreter is for tests; ask for backend='triton'"
     if backend == "triton" and reason is not None:
         raise GraniteError(f"backend 'triton' can't be honoured: {reason}; use backend='auto' or 'torch'")
+    if backend == "triton" and moe:
+        raise GraniteError(f"backend 'triton' can't be honoured: {NO_KERNEL} for experts; use backend='auto' or 'torch'")
     callables: dict[str, Op] = {}
     choices = []
     for role, file in FILES.items():
         op, why = (None, reason) if reason is not None else _kernel(role, file)
         if op is None:
             callables[role] = getattr(importlib.import_module(f"granite_kernels.reference.{file}"), role)
-            choices.append(Choice(role, f"reference.{file}.{role}", False, why or ""))
+            if moe or file != "moe":
+                choices.append(Choice(role, f"reference.{file}.{role}", False, why or ""))
             continue
         if role in WITH_WORKSPACE and workspace is not None:
             op = functools.partial(op, workspace=workspace)
@@ -117,5 +123,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, *, workspace:
 
 
 def _kernel(role: str, file: str) -> tuple[Op | None, str | None]:
+    if file == "moe":
+        return None, NO_KERNEL
     module = importlib.import_module(f"granite_kernels.kernels.{file}")
     return getattr(module, role), None

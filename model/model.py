@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.ops import Choice, Ops, choose
+from granite_kernels.ops import Choice, Ops, choose, why_not_triton
 from granite_kernels.reference.rope import rotary_table
 from granite_kernels.weight import Part
+from granite_kernels.workspace import Workspace
 
 from . import generate as generation
 from . import granite, memory
@@ -108,7 +109,8 @@ class GraniteForCausalLM(nn.Module):
 
     def _prepare(self) -> None:
         """Choose the operations for where the weights are, and drop all that belonged to another place."""
-        self._ops: Ops = choose(self.backend, self.device, self.dtype)
+        self._workspace = self._make_workspace()
+        self._ops: Ops = choose(self.backend, self.device, self.dtype, moe=self.config.is_moe, workspace=self._workspace)
         if self._ops.backend == "triton":
             for module in self.modules():
                 if isinstance(module, Part):
@@ -118,6 +120,16 @@ class GraniteForCausalLM(nn.Module):
         self._state: State | None = None
         self._held: list[int] = []  # the tokens that the kept cache holds, for a batch of one
         self._captured: tuple[tuple[int, ...], CapturedStep] | None = None
+
+    def _make_workspace(self) -> Workspace | None:
+        """Scratch for the largest decode step, where kernels will run."""
+        if self.backend == "torch" or (self.backend == "auto" and self.device.type != "cuda"):
+            return None
+        if why_not_triton(self.device, self.dtype) is not None:
+            return None
+        from .scratch import workspace_size  # brings triton
+
+        return Workspace.allocate(*workspace_size(self.config, self.weights.norm), self.device)
 
     def _engine(self, context: int) -> generation.Engine:
         if self._rotary.shape[0] < context:
@@ -216,8 +228,8 @@ class GraniteForCausalLM(nn.Module):
 
     def _step_function(self, engine: generation.Engine, state: State, cache: Cache) -> Any:
         run = generation.eager_step(engine, state, cache)
-        if self.device.type != "cuda":
-            return run
+        if self.device.type != "cuda" or not all(choice.active for choice in self._ops.choices):
+            return run  # PyTorch's operations ask the host for sizes, which a graph can't
         key = tuple(tensor.data_ptr() for tensor in (cache.k, cache.v, cache.lengths, state.ids, state.tokens, engine.rotary))
         if self._captured is None or self._captured[0] != key:
             self._captured = None
@@ -333,7 +345,7 @@ class GraniteForCausalLM(nn.Module):
 
     def memory(self) -> memory.Memory:
         """Bytes by kind, and the bits per weight."""
-        return memory.measure(self.weights, cache=self._cache.nbytes if self._cache is not None else 0, workspace=0)
+        return memory.measure(self.weights, cache=self._cache.nbytes if self._cache is not None else 0, workspace=self._workspace.nbytes if self._workspace is not None else 0)
 
     def kernels(self) -> Table[Choice]:
         """One row a kernel role: role, kernel, active, reason."""

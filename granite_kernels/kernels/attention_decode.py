@@ -28,13 +28,13 @@ from granite_kernels.workspace import Workspace
 
 
 @triton.jit
-def join(sums_ptr, weights_ptr, active, rows, HEAD_DIM: tl.constexpr, BLOCK_R: tl.constexpr, SPANS: tl.constexpr):
+def join(sums_ptr, weights_ptr, active, first, rows, HEAD_DIM: tl.constexpr, BLOCK_R: tl.constexpr, SPANS: tl.constexpr):
     """Softmax sums of `active` spans into one: sums [spans, rows, HEAD_DIM], weights [spans, rows, 2] (peak, total).
 
-    Returns float32 [BLOCK_R, HEAD_DIM]. SPANS of them at a time, for the sake of one long wait instead of many.
+    Returns float32 [BLOCK_R, HEAD_DIM], from row `first` on. SPANS at a time, for the sake of one long wait instead of many.
     """
     span = tl.arange(0, SPANS)[:, None]
-    row = tl.arange(0, BLOCK_R)[None, :]
+    row = first + tl.arange(0, BLOCK_R)[None, :]
     acc = tl.zeros((BLOCK_R, HEAD_DIM), tl.float32)
     peak = tl.full((BLOCK_R,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
@@ -71,9 +71,9 @@ def _attention_decode_kernel(
     lengths_ptr,  # int32 [batch]
     starts_ptr,  # int32 [batch]
     out_ptr,  # [batch, tokens, heads, HEAD_DIM], contiguous
-    tickets_ptr,  # int32 [batch, BLOCKS, kv_heads]
-    sums_ptr,  # [batch, BLOCKS, kv_heads, splits, rows of a block, HEAD_DIM]
-    weights_ptr,  # [batch, BLOCKS, kv_heads, splits, rows of a block, 2]
+    tickets_ptr,  # int32 [batch, kv_heads, BLOCKS]
+    sums_ptr,  # [batch, kv_heads, splits, tokens * GROUP, HEAD_DIM]
+    weights_ptr,  # [batch, kv_heads, splits, tokens * GROUP, 2]
     q_stride_batch,
     q_stride_token,
     q_stride_head,
@@ -106,8 +106,8 @@ def _attention_decode_kernel(
     if split >= active:
         return
 
-    row = tl.arange(0, BLOCK_M)
-    token, head = (block * BLOCK_M + row) // GROUP, kv_head * GROUP + (block * BLOCK_M + row) % GROUP
+    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    token, head = row // GROUP, kv_head * GROUP + row % GROUP
     real = (token < tokens)[:, None]
     d = tl.arange(0, HEAD_DIM)[None, :]
     from_q = tl.multiple_of(q_stride_batch.to(tl.int64), 16) * batch + tl.multiple_of(q_stride_token.to(tl.int64), 16) * token
@@ -127,20 +127,21 @@ def _attention_decode_kernel(
         tl.store(out_ptr + to[:, None] * HEAD_DIM + d, acc.to(out_ptr.dtype.element_ty), mask=real)
         return
 
-    rows = tl.minimum(tokens * GROUP - block * BLOCK_M, BLOCK_M)  # of this block
-    meeting = (batch * BLOCKS + block) * tl.num_programs(1) + kv_head
-    room = meeting * tl.num_programs(0) * tl.minimum(tokens * GROUP, BLOCK_M)
+    rows = tokens * GROUP
+    pair = batch * tl.num_programs(1) + kv_head
+    room = pair * tl.num_programs(0) * rows
     own = room + split * rows + row
     tl.store(sums_ptr + own[:, None] * HEAD_DIM + d, acc, mask=real)
     tl.store(weights_ptr + own * 2, peak, mask=row < rows)
     tl.store(weights_ptr + own * 2 + 1, total, mask=row < rows)
     tl.debug_barrier()  # every thread's stores come before the ticket
-    if tl.atomic_add(tickets_ptr + meeting, 1, sem="acq_rel") == active - 1:
-        tl.atomic_xchg(tickets_ptr + meeting, 0, sem="relaxed")  # so that the next launch, or a replayed graph, starts at zero
-        joined = join(sums_ptr + room * HEAD_DIM, weights_ptr + room * 2, active, rows, HEAD_DIM, BLOCK_R, SPANS)
-        few = tl.arange(0, BLOCK_R)
-        at = block * BLOCK_M + few
-        out = (batch * tokens + at // GROUP) * (tl.num_programs(1) * GROUP) + kv_head * GROUP + at % GROUP
+    ticket = tickets_ptr + pair * BLOCKS + block
+    if tl.atomic_add(ticket, 1, sem="acq_rel") == active - 1:
+        tl.atomic_xchg(ticket, 0, sem="relaxed")  # so that the next launch, or a replayed graph, starts at zero
+        first = block * BLOCK_M
+        joined = join(sums_ptr + room * HEAD_DIM, weights_ptr + room * 2, active, first, rows, HEAD_DIM, BLOCK_R, SPANS)
+        few = first + tl.arange(0, BLOCK_R)
+        out = (batch * tokens + few // GROUP) * (tl.num_programs(1) * GROUP) + kv_head * GROUP + few % GROUP
         tl.store(out_ptr + out[:, None] * HEAD_DIM + d, joined.to(out_ptr.dtype.element_ty), mask=(few < rows)[:, None])
 
 
@@ -149,10 +150,9 @@ def _attention_decode_kernel(
 
 def workspace_size(batch: int, kv_heads: int, group: int, head_dim: int, tokens: int, where: Target = INTERPRETED) -> tuple[int, int]:
     """(tickets, partials) that a call with these sizes may need on `where`, for every cache dtype and length."""
-    shape = attention_decode_launch(tokens * group, kv_heads, head_dim, torch.float32, where)  # the smallest blocks, so the most
-    blocks = triton.cdiv(tokens * group, shape.block_m)
-    meetings = batch * kv_heads * blocks
-    return meetings, meetings * shape.splits * min(tokens * group, shape.block_m) * (head_dim + 2)
+    rows = tokens * group
+    splits = attention_decode_launch(rows, kv_heads, head_dim, torch.bfloat16, where).splits
+    return batch * kv_heads * triton.cdiv(rows, 16), batch * kv_heads * splits * rows * (head_dim + 2)
 
 
 @torch.library.custom_op("granite_kernels::attention_decode", mutates_args=("tickets", "partials"))
@@ -170,7 +170,7 @@ def _attention_decode(
     shape = attention_decode_launch(rows, kv_heads, head_dim, q.dtype, where)
     blocks = triton.cdiv(rows, shape.block_m)
     block_r = min(triton.next_power_of_2(rows), shape.block_m)
-    sums = batch * blocks * kv_heads * shape.splits * min(rows, shape.block_m) * head_dim
+    sums = batch * kv_heads * shape.splits * rows * head_dim
     pdl = q.is_cuda and where.arch >= 90
     _attention_decode_kernel[(shape.splits, kv_heads, batch * blocks)](
         q,

@@ -1,7 +1,7 @@
-"""RMSNorm: y = round(x / sqrt(mean(x^2) + eps)) * norm, the mean and the quotient in float32.
+"""RMSNorm: y = round(x / sqrt(mean(x^2) + eps)) * weight, the mean and the quotient in float32.
 
-x [rows, hidden], norm [hidden]. A program holds whole rows in registers: each value is read once and written once, 2 * 2 bytes in
-16 bits (3 * 2 + 2 with the residual), and nothing is read twice.
+x [rows, hidden], weight [hidden]. A program holds whole rows in registers, several where they are short: each value is read once
+and written once, 4 bytes a value in 16 bits, 8 where a residual is added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from granite_kernels.launch import row_launch
+from granite_kernels.errors import GraniteError
+from granite_kernels.launch import DTYPES, WIDEST_ROW, row_launch
 
 
 def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -23,11 +24,11 @@ def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
 
 
 @triton.jit
-def _normed(x, norm, hidden, eps):
-    """x [ROWS, HIDDEN] in its own dtype, zero behind `hidden` -> its norm."""
+def _normed(x, weight, hidden, eps):
+    """x [ROWS, HIDDEN] in its own dtype, zero behind `hidden` -> its norm, rounded before the weight and after."""
     wide = x.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(wide * wide, 1) / hidden + eps)
-    return (wide * inverse[:, None]).to(x.dtype) * norm
+    return (wide * inverse[:, None]).to(x.dtype) * weight
 
 
 @triton.jit(do_not_specialize=["rows"], launch_metadata=_cost)
@@ -45,8 +46,8 @@ def _rms_norm_kernel(
     column = tl.arange(0, HIDDEN)[None, :]
     inside = (row < rows) & (column < hidden)
     x = tl.load(x_ptr + row * hidden + column, mask=inside, other=0.0)
-    norm = tl.load(weight_ptr + column, mask=column < hidden, other=0.0)
-    tl.store(out_ptr + row * hidden + column, _normed(x, norm, hidden, eps), mask=inside)
+    weight = tl.load(weight_ptr + column, mask=column < hidden, other=0.0)
+    tl.store(out_ptr + row * hidden + column, _normed(x, weight, hidden, eps), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"], launch_metadata=_cost)
@@ -68,10 +69,10 @@ def _add_rms_norm_kernel(
     inside = (row < rows) & (column < hidden)
     x = tl.load(x_ptr + row * hidden + column, mask=inside, other=0.0).to(tl.float32)
     residual = tl.load(residual_ptr + row * hidden + column, mask=inside, other=0.0).to(tl.float32)
-    norm = tl.load(weight_ptr + column, mask=column < hidden, other=0.0)
+    weight = tl.load(weight_ptr + column, mask=column < hidden, other=0.0)
     added = (residual + x * scale).to(added_ptr.dtype.element_ty)
     tl.store(added_ptr + row * hidden + column, added, mask=inside)
-    tl.store(out_ptr + row * hidden + column, _normed(added, norm, hidden, eps), mask=inside)
+    tl.store(out_ptr + row * hidden + column, _normed(added, weight, hidden, eps), mask=inside)
 
 
 @torch.library.custom_op("granite_kernels::rms_norm", mutates_args=())
@@ -118,18 +119,38 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float, scale: float) -> 
     return torch.empty_like(x), torch.empty_like(x)
 
 
+def _check(weight: Tensor, *rows: Tensor) -> None:
+    x = rows[0]
+    if any(t.shape != x.shape for t in rows) or x.dim() == 0 or weight.shape != x.shape[-1:]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in rows)
+        raise GraniteError(f"rows of shape {shapes} don't go with a weight of shape {tuple(weight.shape)}")
+    if x.dtype not in DTYPES or any(t.dtype != x.dtype for t in (*rows, weight)):
+        found = ", ".join(str(t.dtype) for t in (*rows, weight))
+        raise GraniteError(f"rows and weight are {found}: expected one of float32, bfloat16, float16 for all")
+    if x.shape[-1] > WIDEST_ROW:
+        raise GraniteError(f"rows have {x.shape[-1]} columns, a program holds at most {WIDEST_ROW}")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as contiguous rows: itself, wherever the model made it."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """Normalise each row of x [..., hidden]; weight [hidden]. Returns x's shape and dtype."""
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(f"the weight has shape {tuple(weight.shape)}, x rows of {x.shape[-1]}")
-    out: Tensor = _rms_norm(x.reshape(-1, x.shape[-1]).contiguous(), weight, eps)
+    """Normalise each row of x [..., hidden]; weight [hidden]. Returns x's shape and dtype.
+
+    A row's bits do not depend on the others. Raises GraniteError.
+    """
+    _check(weight, x)
+    out: Tensor = _rms_norm(_rows(x), weight.contiguous(), eps)
     return out.view(x.shape)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """residual' = residual + x * scale, and its norm: (rms_norm(residual'), residual'). x and residual [..., hidden]."""
-    if x.shape != residual.shape or weight.shape != x.shape[-1:]:
-        raise ValueError(f"x {tuple(x.shape)}, residual {tuple(residual.shape)} and weight {tuple(weight.shape)} don't fit together")
-    flat = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, residual))
-    out, added = _add_rms_norm(*flat, weight, eps, scale)
+    """residual' = residual + x * scale, and its norm: (rms_norm(residual'), residual'). x and residual [..., hidden].
+
+    The sum is rounded once, and it is the rounded sum that is normed. A row's bits do not depend on the others. Raises GraniteError.
+    """
+    _check(weight, x, residual)
+    out, added = _add_rms_norm(_rows(x), _rows(residual), weight.contiguous(), eps, scale)
     return out.view(x.shape), added.view(x.shape)

@@ -1,9 +1,10 @@
 """The choice of the next token: repetition penalty, temperature, top-k, top-p, then inversion of the cumulative distribution.
 
 Order and meaning are transformers': a seen token's positive logit is divided by the penalty, a negative one multiplied; top-k
-keeps every logit not below the k-th largest; top-p keeps a token while the tokens above it hold less than top_p. The token is
-the first whose cumulative probability, in the order of the vocabulary, exceeds the uniform number, which comes in from
-outside: the same numbers give the same tokens on every backend. Ties of the greedy choice go to the lower id.
+keeps every logit not below the k-th largest; top-p keeps a token while the tokens with a larger logit hold less than top_p, so that
+equal logits stay or go together. The token is the first whose cumulative probability, in the order of the vocabulary, exceeds the
+uniform number, which comes in from outside: the same numbers give the same tokens on every backend. Ties of the greedy choice go
+to the lower id.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ def _filtered(logits: Tensor, seen: Tensor, temperature: float, top_k: int, top_
         kth = scores.topk(top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < kth, float("-inf"))
     if top_p < 1.0:
-        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        ordered = scores.sort(dim=-1, descending=True).values
         above = ordered.softmax(-1).cumsum(-1).roll(1, -1)
         above[:, 0] = 0.0
-        drop = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, above >= top_p)
-        scores = scores.masked_fill(drop, float("-inf"))
+        kept = (above < top_p).sum(-1, keepdim=True)  # in order; an equal logit behind the last one kept is kept with it
+        scores = scores.masked_fill(scores < ordered.gather(-1, kept - 1), float("-inf"))
     return scores
 
 
@@ -43,7 +44,8 @@ def sample(logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor) -> 
         return scores.argmax(-1)
     cumulative = scores.softmax(-1).cumsum(-1)
     drawn = uniforms.to(scores.dtype)[:, None] * cumulative[:, -1:]
-    return (cumulative <= drawn).sum(-1).clamp_(max=logits.shape[-1] - 1)
+    last = logits.shape[-1] - 1 - (scores > float("-inf")).flip(-1).int().argmax(-1)  # rounding may carry the number past the end
+    return (cumulative <= drawn).sum(-1).minimum(last)
 
 
 def sample_step(
