@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from granite_kernels.model.sources import demo_path
 from torch import Tensor
 
 from granite_kernels import GraniteForCausalLM
-from granite_kernels.model.sources import demo_path
 
 PROMPT = "Name the capital of France and one fact about it."
 
@@ -40,7 +40,7 @@ def products(model: GraniteForCausalLM) -> tuple[Callable[[], None], Callable[[]
     """The bare products of one decode step: over row-major copies of the matrices, and over the matrices as they are."""
     weights = model.weights
     layers = [weight for layer in weights.layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    matrices = [weight.parts[0].planes[0] for weight in (*layers, weights.head)]
+    matrices = [weight.parts[0].planes[0] for weight in (*layers, weights.head) if weight is not None]
     rows = [matrix.contiguous() for matrix in matrices]
     inputs = {matrix.shape[1]: torch.randn(1, 1, matrix.shape[1]) for matrix in matrices}
 
@@ -70,6 +70,7 @@ def main() -> None:
     our_loads = [seconds(lambda: GraniteForCausalLM.from_pretrained(path, device="cpu")) for _ in range(arguments.runs)]
     ours = GraniteForCausalLM.from_pretrained(path, device="cpu")
 
+    assert ours.tokenizer is not None
     ids = torch.tensor([ours.tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], tokenize=True)])
     mask, new = torch.ones_like(ids), arguments.new_tokens
     natural, laid_out = products(ours)

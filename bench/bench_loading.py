@@ -59,10 +59,10 @@ print(json.dumps({"seconds": taken, "anonymous": anonymous() - before, "weights"
 def write_checkpoint(folder: Path) -> None:
     """A random 2B checkpoint under transformers' names: two shards and their index."""
     import torch
+    from granite_kernels.model.checkpoint.layout import expected_tensors
     from safetensors.torch import save_file
 
     from granite_kernels import GraniteConfig
-    from granite_kernels.model.checkpoint.layout import expected_tensors
 
     config = GraniteConfig.preset("3.1-2b")
     folder.mkdir(parents=True, exist_ok=True)

@@ -89,9 +89,7 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"Triton needs an NVIDIA GPU, the model is on {device.type}"
 
 
-def choose(
-    backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool = False, workspace: Workspace | None = None
-) -> Ops:
+def choose(backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool = False, workspace: Workspace | None = None) -> Ops:
     """The operations for a model of `dtype` on `device`; `moe` says whether it is a mixture of experts.
 
     "auto": Triton on a GPU, PyTorch elsewhere. "triton": Triton or a GraniteError. "torch": plain PyTorch. An operation without

@@ -29,6 +29,5 @@ class Workspace:
 
     def need(self, tickets: int, partials: int) -> None:
         if self.tickets.numel() < tickets or self.partials.numel() < partials:
-            raise ValueError(
-                f"the workspace holds {self.tickets.numel()} tickets and {self.partials.numel()} partials, {tickets} and {partials} are needed"
-            )
+            have = (self.tickets.numel(), self.partials.numel())
+            raise ValueError(f"the workspace holds {have} tickets and partial sums, {(tickets, partials)} are needed")

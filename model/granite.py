@@ -57,7 +57,8 @@ class Weights(nn.Module):
     def __init__(self, embed: Weight, layers: list[Layer], norm: Tensor, head: Weight) -> None:
         super().__init__()
         self.embed, self.head = embed, head
-        self.layers = nn.ModuleList(layers)
+        self.stack = nn.ModuleList(layers)
+        self.layers = layers
         self.norm = nn.Parameter(norm, requires_grad=False)
 
 
@@ -93,6 +94,7 @@ def forward(config: GraniteConfig, weights: Weights, inputs: Inputs, cache: Cach
 
 def _experts(config: GraniteConfig, layer: Layer, x: Tensor, ops: Ops) -> Tensor:
     experts, eps, scale = layer.experts, config.rms_norm_eps, config.residual_multiplier
+    assert experts is not None
     h, chosen, shares = ops.norm_route(x, layer.post_norm, experts.router, top_k=config.num_experts_per_tok, eps=eps)
     inner = ops.experts_gate_up_swiglu(h, experts.gate_up, chosen, experts=config.num_local_experts)
     if experts.shared_gate_up is not None:

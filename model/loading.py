@@ -69,7 +69,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, stored: torch.dtype) -> torch
     if dtype is None or dtype == "auto":
         return stored
     resolved = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if resolved not in DTYPES.values():
+    if resolved is None or resolved not in DTYPES.values():
         raise GraniteError(f'dtype is {dtype!r}, expected "auto", {", ".join(DTYPES)}')
     return resolved
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class GraniteForCausalLM(nn.Module):
         finally:
             self._busy = False
 
-    def _run(self, request: Request, *, reuse: bool = False) -> Iterator[list[int | None]]:
+    def _run(self, request: Request, *, reuse: bool = False) -> Generator[list[int | None]]:
         """Tokens of a request, [batch] a step. With `reuse` the kept cache's common beginning isn't computed again."""
         with self._serving():
             need = request.prompt_tokens + request.max_new_tokens
@@ -345,7 +345,11 @@ class GraniteForCausalLM(nn.Module):
 
     def memory(self) -> memory.Memory:
         """Bytes by kind, and the bits per weight."""
-        return memory.measure(self.weights, cache=self._cache.nbytes if self._cache is not None else 0, workspace=self._workspace.nbytes if self._workspace is not None else 0)
+        return memory.measure(
+            self.weights,
+            cache=self._cache.nbytes if self._cache is not None else 0,
+            workspace=self._workspace.nbytes if self._workspace is not None else 0,
+        )
 
     def kernels(self) -> Table[Choice]:
         """One row a kernel role: role, kernel, active, reason."""

@@ -48,7 +48,7 @@ class TokenizerSource(Protocol):
 
     kind: str
     path: Any
-    gguf_metadata: Mapping[str, Any]
+    gguf_metadata: dict[str, Any]
     config: Any
 
 

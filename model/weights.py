@@ -6,7 +6,8 @@ Everything is streamed: at most one source tensor is in memory beside the weight
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def load_weights(loader: Loader, config: GraniteConfig) -> Weights:
 
 def _layer(loader: Loader, config: GraniteConfig, prefix: str) -> Layer:
     attention = prefix + "self_attn."
-    parts = dict(
+    parts: dict[str, Any] = dict(
         input_norm=loader.tensor(prefix + "input_layernorm.weight"),
         qkv=loader.weight(*(f"{attention}{name}_proj.weight" for name in "qkv")),
         o=loader.weight(attention + "o_proj.weight"),
@@ -140,7 +141,7 @@ def random_weights(config: GraniteConfig, *, seed: int, dtype: torch.dtype, devi
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
 
     def layer() -> Layer:
-        attention = dict(
+        attention: dict[str, Any] = dict(
             input_norm=ones(), qkv=normal((heads + 2 * kv_heads) * head_dim, hidden), o=normal(hidden, heads * head_dim), post_norm=ones()
         )
         if not config.is_moe:

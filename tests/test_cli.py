@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from granite_kernels.errors import GraniteError
 from granite_kernels.model import cli, sources
 from granite_kernels.model.cli_chat import Session
+
+from granite_kernels.errors import GraniteError
 from tests import tiny
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

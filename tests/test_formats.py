@@ -365,7 +365,7 @@ def test_errors_say_what_was_found() -> None:
         get_gguf("q4_k").pack(torch.zeros(4, 324, dtype=torch.uint8), (4, 576))
     with pytest.raises(GraniteError, match=r"q8_0: blocks uint8 \(4, 34\) .* found torch.uint8 \(4, 36\)"):
         get_gguf("q8_0").dequantize(torch.zeros(4, 36, dtype=torch.uint8), (4, 32))
-    with pytest.raises(GraniteError, match="q3_k: .* can't be quantized"):
+    with pytest.raises(GraniteError, match=r"q3_k: .* can't be quantized"):
         get("q3_k").quantize(torch.zeros(16, 256))
     with pytest.raises(GraniteError, match="16-bit scales"):
         get_coded("int4_g32").pack(torch.zeros(4, 32, dtype=torch.uint8), torch.ones(4, 1))

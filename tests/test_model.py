@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from granite_kernels.model import generate as generation
 
 from granite_kernels import GraniteForCausalLM
 from granite_kernels.errors import GraniteError
-from granite_kernels.model import generate as generation
 from tests import tiny
 
 

@@ -72,7 +72,14 @@ def test_importing_the_package_imports_no_torch_and_costs_little() -> None:
 
 
 def test_help_answers_at_once_without_torch() -> None:
-    code = "import sys, runpy; sys.argv = ['granite-kernels', '--help']\ntry: runpy.run_module('granite_kernels', run_name='__main__')\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    code = """
+import runpy, sys
+sys.argv = ["granite-kernels", "--help"]
+try:
+    runpy.run_module("granite_kernels", run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules)
+"""
     assert python(code).splitlines()[-1] == "False"
     times = []
     for _ in range(5):
@@ -95,8 +102,8 @@ from granite_kernels.model.model import GraniteForCausalLM
 from granite_kernels.model.config import GraniteConfig
 from granite_kernels.model.tool_calls import parse_tool_calls
 from granite_kernels.errors import GraniteError
-for name, value in dict(GraniteForCausalLM=GraniteForCausalLM, GraniteConfig=GraniteConfig, parse_tool_calls=parse_tool_calls, GraniteError=GraniteError).items():
-    assert getattr(granite_kernels, name) is value, name
+for value in (GraniteForCausalLM, GraniteConfig, parse_tool_calls, GraniteError):
+    assert getattr(granite_kernels, value.__name__) is value, value
 assert all(hasattr(granite_kernels, name) for name in granite_kernels.__all__)
 assert not any(isinstance(getattr(granite_kernels, name), types.ModuleType) for name in granite_kernels.__all__)
 assert not torch.cuda.is_initialized()

@@ -159,7 +159,9 @@ def check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: 
     if k_cache.shape != v_cache.shape or k_cache.shape[0] != batch or k_cache.shape[3] != head_dim or heads % kv_heads:
         raise GraniteError(f"q {tuple(q.shape)} does not go with k {tuple(k_cache.shape)} and v {tuple(v_cache.shape)}")
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not q.dtype == k_cache.dtype == v_cache.dtype:
-        raise GraniteError(f"q, k and v are {q.dtype}, {k_cache.dtype}, {v_cache.dtype}: expected one of float32, bfloat16, float16 for all")
+        raise GraniteError(
+            f"q, k and v are {q.dtype}, {k_cache.dtype}, {v_cache.dtype}: expected one of float32, bfloat16, float16 for all"
+        )
     if head_dim < 16 or head_dim & (head_dim - 1):
         raise GraniteError(f"head size {head_dim}: kernels take powers of two from 16 on")
     if k_cache.stride() != v_cache.stride() or k_cache.stride()[2:] != (head_dim, 1):

@@ -114,7 +114,9 @@ def _norm_gate_up_swiglu_kernel(
     PDL: tl.constexpr,
 ):
     inner = rows // 2
-    y = product(x_ptr, norm_ptr, weight_ptr, tokens, rows, inner, eps, COLUMNS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL)
+    y = product(
+        x_ptr, norm_ptr, weight_ptr, tokens, rows, inner, eps, COLUMNS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL
+    )
     y, last = meet(y, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS)
     if last:
         gate, up = pairs(y, GROUPS, TOKENS)
@@ -124,7 +126,17 @@ def _norm_gate_up_swiglu_kernel(
         tl.store(out_ptr + token * inner + row, out.to(out_ptr.dtype.element_ty), mask=(token < tokens) & (row < inner))
 
 
-@triton.jit(do_not_specialize=["tokens", "tokens_a_row", "k_cache_stride_batch", "k_cache_stride_head", "v_cache_stride_batch", "v_cache_stride_head"], launch_metadata=_cost)
+@triton.jit(
+    do_not_specialize=[
+        "tokens",
+        "tokens_a_row",
+        "k_cache_stride_batch",
+        "k_cache_stride_head",
+        "v_cache_stride_batch",
+        "v_cache_stride_head",
+    ],
+    launch_metadata=_cost,
+)
 def _norm_qkv_rope_append_kernel(
     x_ptr,  # [tokens, columns]
     norm_ptr,  # [columns]
@@ -160,7 +172,9 @@ def _norm_qkv_rope_append_kernel(
     PDL: tl.constexpr,
 ):
     HALF: tl.constexpr = HEAD_DIM // 2
-    y = product(x_ptr, norm_ptr, weight_ptr, tokens, rows, HALF, eps, COLUMNS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL)
+    y = product(
+        x_ptr, norm_ptr, weight_ptr, tokens, rows, HALF, eps, COLUMNS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL
+    )
     y, last = meet(y, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS)
     if last:
         a, b = pairs(y, GROUPS, TOKENS)
@@ -261,7 +275,9 @@ def norm_logits(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, scaling:
     _, programs, work, keywords = _plan(x, matrix, ROWS, workspace)
     out = x.new_empty(*x.shape[:-1], matrix.shape[0])
     tokens, kind = x.shape[:-1].numel(), _norm_kind(x)
-    _linear_kernel[(programs,)](x, norm, matrix, out, work.tickets, work.partials, tokens, matrix.shape[0], eps, scaling, NORM=kind, **keywords)
+    _linear_kernel[(programs,)](
+        x, norm, matrix, out, work.tickets, work.partials, tokens, matrix.shape[0], eps, scaling, NORM=kind, **keywords
+    )
     return out
 
 

@@ -29,7 +29,10 @@ def _rotated(x_ptr, head, at, cos, sin, mask, HEAD_DIM: tl.constexpr):
     return a * cos - b * sin, b * cos + a * sin
 
 
-@triton.jit(do_not_specialize=["tokens", "k_cache_stride_batch", "k_cache_stride_head", "v_cache_stride_batch", "v_cache_stride_head"], launch_metadata=_cost)
+@triton.jit(
+    do_not_specialize=["tokens", "k_cache_stride_batch", "k_cache_stride_head", "v_cache_stride_batch", "v_cache_stride_head"],
+    launch_metadata=_cost,
+)
 def _rope_append_kernel(
     q_ptr,  # [batch, tokens, heads, head_dim]; heads of a token contiguous
     k_ptr,  # [batch, tokens, kv_heads, head_dim]; likewise

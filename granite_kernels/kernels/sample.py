@@ -165,7 +165,15 @@ def _sample_kernel(
 
 
 def _launch(
-    logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor, out: Tensor, counters: tuple[Tensor, ...], tokens: Tensor, *, step: bool
+    logits: Tensor,
+    uniforms: Tensor,
+    seen: Tensor,
+    sampling: Tensor,
+    out: Tensor,
+    counters: tuple[Tensor, ...],
+    tokens: Tensor,
+    *,
+    step: bool,
 ) -> None:
     pdl = logits.is_cuda and target(logits).arch >= 90
     _sample_kernel[(logits.shape[0],)](

@@ -1,4 +1,7 @@
-"""SwiGLU: y = silu(gate) * up, in float32, rounded once. gate_up [rows, 2 * inner] -> [rows, inner]: 3 values moved for one."""
+"""SwiGLU: y = silu(gate) * up, in float32, rounded once.
+
+gate_up [rows, 2 * inner] -> [rows, inner]: two values are read for each one written, 6 bytes in 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from granite_kernels.errors import GraniteError
+from granite_kernels.launch import DTYPES
 
 BLOCK = 1024
 
@@ -47,8 +53,10 @@ def _(gate_up: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """gate_up [..., 2 * inner], the gate first. Returns [..., inner]."""
-    if gate_up.shape[-1] % 2:
-        raise ValueError(f"gate_up has {gate_up.shape[-1]} columns, an even number is needed")
+    """gate_up [..., 2 * inner], the gate first. Returns [..., inner]. Raises GraniteError."""
+    if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
+        raise GraniteError(f"gate_up has shape {tuple(gate_up.shape)}: an even number of columns is needed, gate and up")
+    if gate_up.dtype not in DTYPES:
+        raise GraniteError(f"gate_up is {gate_up.dtype}: expected float32, bfloat16 or float16")
     out: Tensor = _swiglu(gate_up.reshape(-1, gate_up.shape[-1]).contiguous())
     return out.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
