@@ -109,7 +109,7 @@ def attention_launch(rows: int, head_dim: int, dtype: torch.dtype, target: Targe
     wide = head_dim > 64
     if target.arch in (90, 100, 103):
         return AttentionLaunch(block_m, 128 if not wide else 64, block_m // 16, 3)
-    return AttentionLaunch(block_m, 32 if wide else 64, block_m // 16, 3 if roomy(target) else 2)
+    return AttentionLaunch(block_m, 32 if wide else 64, block_m // 16, 3)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,13 @@ def reads_past_the_end(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def reads_one_of_two(x_ptr, y_ptr, z_ptr, size, BLOCK: tl.constexpr, PAST: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    source = tl.where(tl.program_id(0) % 2 == 0, x_ptr, y_ptr)
+    tl.store(z_ptr + offsets, tl.load(source + offsets, mask=offsets < size + PAST), mask=offsets < size)
+
+
+@triton.jit
 def sums_by_atomics(x_ptr, y_ptr, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.atomic_add(y_ptr, tl.sum(tl.load(x_ptr + offsets), 0))
@@ -180,6 +187,7 @@ def sample_launches() -> None:
     subtract_mean[(1,)](torch.empty(16384), torch.empty(16384), SIZE=16384, num_warps=1)
     product[(1,)](torch.empty(32, 64, dtype=bf16), torch.empty(64, 32, dtype=bf16), torch.empty(32, 32), M=32, N=32, K=64)
     run_matrix_vector(torch.empty(2048, dtype=bf16), torch.empty(1024, 2048, dtype=bf16))
+    add_one_op(torch.empty(1000))
 
 
 @torch.library.custom_op("offline_test::add_one", mutates_args=())
@@ -189,13 +197,9 @@ def add_one_op(x: Tensor) -> Tensor:
     return y
 
 
-def custom_op_launch() -> None:
-    add_one_op(torch.empty(1000))
-
-
 def too_much_shared_memory() -> None:
-    shape, bf16 = (256, 256), torch.bfloat16
-    product[(1,)](torch.empty(shape, dtype=bf16), torch.empty(shape, dtype=bf16), torch.empty(shape), M=256, N=256, K=256, num_warps=8)
+    a, b = torch.empty(128, 256, dtype=torch.bfloat16), torch.empty(256, 128, dtype=torch.bfloat16)
+    product[(1,)](a, b, torch.empty(128, 128), M=128, N=128, K=256, num_warps=8)
 
 
 def sample_step(preset: str, quantization: str, batch: int, context: int, layers: int) -> Callable[[], None]:
@@ -205,7 +209,7 @@ def sample_step(preset: str, quantization: str, batch: int, context: int, layers
 
     def run() -> None:
         x, y = torch.zeros(1024, dtype=torch.bfloat16), torch.empty(1024, dtype=torch.bfloat16)
-        add_one[(8,)](x, y, 1024, BLOCK=128)
+        add_one[(4,)](x, y, 1024, BLOCK=256)
         for w in square:
             run_matrix_vector(y, w)
             add_one[(8,)](x, y, 1024, BLOCK=128)

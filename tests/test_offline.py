@@ -42,6 +42,12 @@ def test_elementwise_arithmetic_is_torchs(dtype: torch.dtype) -> None:
         assert torch.equal(actual, expected) or (dtype == torch.float16 and actual is outputs[4])
 
 
+def test_constants_of_bfloat16() -> None:
+    x, y = torch.randn(128).to(BF16), torch.empty(128, dtype=BF16)
+    kernels.add_one[(1,)](x, y, 128, BLOCK=128)
+    assert torch.equal(y, x + 1)
+
+
 def test_reductions_of_bfloat16_round_once() -> None:
     x, y = torch.randn(512).to(BF16), torch.empty(2, dtype=BF16)
     kernels.reduce[(1,)](x, y, SIZE=512)
@@ -233,6 +239,14 @@ def test_straying_into_another_argument_is_stray() -> None:
     assert any("read of 1 lanes, the first +4000 B from the start of 'x_ptr'" in problem for problem in traced.problems)
 
 
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_pointer_chosen_from_two_belongs_to_the_chosen(past: int) -> None:
+    both, z = torch.zeros(2048), torch.zeros(1000)
+    with trace() as traced:
+        kernels.reads_one_of_two[(8,)](both[1000:2000], both[:1000], z, 1000, BLOCK=128, PAST=past)
+    assert ["+4000 B from the start of 'y_ptr'" in problem for problem in traced.problems] == [True] * past
+
+
 def test_the_hooks_are_taken_out() -> None:
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
@@ -315,13 +329,13 @@ def test_a_listing_is_read() -> None:
 @pytest.fixture(scope="module")
 def samples() -> dict[int, list[metrics.Metrics]]:
     launches = compiled(f"{KERNELS}:sample_launches", (80, 90, 120), streamed=("w_ptr",))
-    assert len(launches) == 15
+    assert len(launches) == 18
     return {arch: [launch for launch in launches if launch.arch == arch] for arch in (80, 90, 120)}
 
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
 def test_samples_compile_and_planted_faults_show(samples: dict[int, list[metrics.Metrics]], arch: int) -> None:
-    good, narrow, spilling, tensor, again = samples[arch]
+    good, narrow, spilling, tensor, again, custom_op = samples[arch]
     assert good.spills == 0
     assert good.grid == (256, 1, 1)
     assert set(good.streamed_widths) == {128}
@@ -335,11 +349,7 @@ def test_samples_compile_and_planted_faults_show(samples: dict[int, list[metrics
     assert good.new
     assert not again.new
     assert again.hash == good.hash
-
-
-def test_custom_ops_are_captured() -> None:
-    (launch,) = compiled(f"{KERNELS}:custom_op_launch", (90,))
-    assert (launch.name, launch.grid) == ("add_one", (8, 1, 1))
+    assert (custom_op.name, custom_op.grid) == ("add_one", (8, 1, 1))
 
 
 def test_what_does_not_fit_is_said() -> None:
@@ -404,9 +414,8 @@ def test_bounds_say_what_binds(report: Report) -> None:
     many = dataclasses.replace(launch.metrics, dynamic_instructions=100 * dynamic)
     idle = dataclasses.replace(launch.metrics, in_flight=16)
     ample = dataclasses.replace(launch.metrics, in_flight=1 << 20, dynamic_instructions=1)
-    large = dataclasses.replace(
-        launch.traffic, arguments=tuple(dataclasses.replace(a, read=1000 * a.read) for a in launch.traffic.arguments)
-    )
+    arguments = tuple(dataclasses.replace(argument, read=1000 * argument.read) for argument in launch.traffic.arguments)
+    large = dataclasses.replace(launch.traffic, arguments=arguments)
     assert bound(launch.traffic, many, h100).by == "issue"
     assert bound(launch.traffic, idle, h100).by == "latency"
     assert bound(large, ample, h100).by == "dram"

@@ -15,6 +15,7 @@ from .races import Access
 Handle = stock.TensorHandle
 Builder = stock.InterpreterBuilder
 SHAPE_OPERATIONS = ["create_splat", "create_broadcast", "create_expand_dims", "create_reshape", "create_trans", "create_unsplat"]
+SEVERAL = -1  # the owner of a block of pointers into more than one argument
 EVICT_FIRST = stock._ir.EVICTION_POLICY.EVICT_FIRST
 
 
@@ -30,7 +31,7 @@ class Observer(Protocol):
     def barrier(self) -> None: ...
     def dot(self, flops: int) -> None: ...
     def owner(self, address: int) -> int | None: ...
-    def unwrap(self, error: BaseException) -> BaseException: ...
+    def take_error(self) -> Exception | None: ...
 
 
 def _mask(mask: Any, pointers: Any) -> np.ndarray:
@@ -81,29 +82,39 @@ def _memory(observer: Observer) -> dict[str, Any]:
 
 def _ownership(observer: Observer) -> dict[str, Any]:
     """A pointer remembers the argument that it was made from, so that straying into another argument is seen too."""
-    add = Builder.create_addptr
+    add, choose = Builder.create_addptr, Builder.create_select
 
-    def create_addptr(self: Any, pointer: Any, offset: Any) -> Any:
-        result = add(self, pointer, offset)
-        owner = pointer.attr.get("owner")
-        if owner is None and pointer.data.size:
-            owner = observer.owner(int(pointer.data.reshape(-1)[0]))
+    def owner_of(pointer: Any) -> int | None:
+        if "owner" in pointer.attr or not pointer.data.size:
+            return pointer.attr.get("owner")
+        return observer.owner(int(pointer.data.reshape(-1)[0]))
+
+    def own(result: Any, owner: int | None) -> Any:
         if owner is not None:
             result.attr["owner"] = owner
         return result
+
+    def create_addptr(self: Any, pointer: Any, offset: Any) -> Any:
+        return own(add(self, pointer, offset), owner_of(pointer))
+
+    def create_select(self: Any, condition: Any, first: Any, second: Any) -> Any:
+        result = choose(self, condition, first, second)
+        if not first.dtype.scalar.is_ptr():
+            return result
+        owners = {owner_of(first) if chosen else owner_of(second) for chosen in np.unique(condition.data)}
+        return own(result, owners.pop() if len(owners) == 1 else SEVERAL)
 
     def keeping(original: Any) -> Any:
         def operation(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
             source = next((arg for arg in args if isinstance(arg, Handle)), None)
-            if source is not None and "owner" in source.attr:
-                result.attr["owner"] = source.attr["owner"]
-            return result
+            return result if source is None else own(result, source.attr.get("owner"))
 
         return operation
 
     present = [name for name in SHAPE_OPERATIONS if hasattr(Builder, name)]
-    return {"create_addptr": create_addptr, **{name: keeping(getattr(Builder, name)) for name in present}}
+    kept = {name: keeping(getattr(Builder, name)) for name in present}
+    return {"create_addptr": create_addptr, "create_select": create_select, **kept}
 
 
 def _grid(observer: Observer) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,8 +148,10 @@ def _grid(observer: Observer) -> tuple[dict[str, Any], dict[str, Any]]:
         self.grid = flat
         try:
             return call(self, *args, **kwargs)
-        except stock.InterpreterError as error:
-            raise observer.unwrap(error) from None
+        except stock.InterpreterError:  # it wraps what a kernel raises in texts of texts
+            if (found := observer.take_error()) is not None:
+                raise found from None
+            raise
         finally:
             observer.end()
 

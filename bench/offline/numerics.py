@@ -123,6 +123,10 @@ def _repair_elementwise() -> None:
             return Handle((x.data.astype(np.float64) * y.data + z.data).astype(np.float32), tl.float32)
         return fma(self, x, y, z)
 
+    def get_bf16(self: Any, value: float) -> Any:  # a constant; the stock builder has none of this type
+        return Handle(float32_to_bfloat16(np.array([value], np.float32)), tl.bfloat16)
+
+    Builder.get_bf16 = get_bf16
     Builder.binary_op, Builder.unary_op, Builder.ternary_op = binary_op, unary_op, ternary_op
     Builder.create_fma = create_fma
 

@@ -32,7 +32,7 @@ class Argument:
         self.lane_bytes: Counter[Access] = Counter()
         self.streamed_by_program: Counter[int] = Counter()  # bytes of loads marked evict_first
         self.read_by_program: Counter[int] = Counter()  # sectors new to the program
-        self.written_by_program: Counter[int] = Counter()
+        self.stored_by_program: Counter[int] = Counter()  # bytes
         self.shadow = Shadow(name, (high - low) // item + 1) if race else None
 
     def __repr__(self) -> str:
@@ -78,16 +78,19 @@ class Argument:
         if streamed:
             self.streamed_by_program[program] += addresses.size * size
         if kind != "write":
-            self._count(sectors, program, self.last_reader, self.readers, self.read_by_program)
+            new = self._count(sectors, program, self.last_reader, self.readers)
+            self.read_by_program[program] += new
         if kind != "read":
-            self._count(sectors, program, self.last_writer, self.writers, self.written_by_program)
+            self._count(sectors, program, self.last_writer, self.writers)
+            self.stored_by_program[program] += addresses.size * size
 
     @staticmethod
-    def _count(sectors: np.ndarray, program: int, last: np.ndarray, programs: np.ndarray, by_program: Counter[int]) -> None:
+    def _count(sectors: np.ndarray, program: int, last: np.ndarray, programs: np.ndarray) -> int:
+        """Note the sectors as touched by the program; how many it hadn't touched before."""
         new = sectors[last[sectors] != program]
         programs[new] += 1
         last[new] = program
-        by_program[program] += new.size
+        return new.size
 
 
 @dataclasses.dataclass

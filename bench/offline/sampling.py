@@ -6,6 +6,8 @@ When a launch has more programs than were traced (first, last and some between),
 - no two traced programs share a sector, and all but the last touch equally many: so do all programs, and the count is that
   of one times the programs but one, plus the last's.
 
+What is stored is counted in bytes, since programs that store small pieces share sectors without storing the same.
+
 Anything else raises NotUniformError, and so do atomics, whose last program does more than the others; the launch is then traced
 in full.
 """
@@ -15,8 +17,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from typing import Any
-
-import numpy as np
 
 from .requested import SECTOR, Argument, Launch
 
@@ -99,25 +99,30 @@ def _argument(launch: Launch, argument: Argument) -> ArgumentTraffic:
         read, written = argument.read_bytes, argument.written_bytes
         to_sms, readers, streamed = argument.cache_bytes, argument.programs_per_sector, argument.streamed_bytes
         return ArgumentTraffic(argument.name, argument.bytes, read, written, to_sms, readers, streamed)
-    read, shared = _whole(launch, argument, argument.readers, argument.read_by_program)
-    written, _ = _whole(launch, argument, argument.writers, argument.written_by_program)
+    read, shared = _read(launch, argument)
     readers = launch.programs if shared else argument.programs_per_sector
-    streamed = _scaled(launch, argument.streamed_by_program)
     to_sms = read * launch.programs if shared else read
+    stored = _scaled(launch, argument.stored_by_program)
+    written = min(-(-stored // SECTOR) * SECTOR, _room(argument))
+    streamed = _scaled(launch, argument.streamed_by_program)
     return ArgumentTraffic(argument.name, argument.bytes, read, written, to_sms, readers, streamed)
 
 
-def _whole(launch: Launch, argument: Argument, programs: np.ndarray, by_program: Counter[int]) -> tuple[int, bool]:
-    """Bytes of distinct sectors that all programs touch, and whether they all touch the same."""
-    touched = programs[programs > 0]
+def _read(launch: Launch, argument: Argument) -> tuple[int, bool]:
+    """Bytes of distinct sectors that all programs read, and whether they all read the same."""
+    touched = argument.readers[argument.readers > 0]
     if touched.size == 0:
         return 0, False
     if touched.min() == len(launch.sampled):
         return touched.size * SECTOR, True
     if touched.max() > 1:
         raise NotUniformError(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
-    aligned = -(-argument.bytes // SECTOR) * SECTOR + SECTOR  # programs' pieces may split sectors between them
-    return min(_scaled(launch, by_program) * SECTOR, aligned), False
+    return min(_scaled(launch, argument.read_by_program) * SECTOR, _room(argument)), False
+
+
+def _room(argument: Argument) -> int:
+    """Bytes of all sectors that the argument reaches into, at most."""
+    return -(-argument.bytes // SECTOR) * SECTOR + SECTOR
 
 
 def _scaled(launch: Launch, by_program: Counter[int]) -> int:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import triton
 
-from .hooks import hooked
+from .hooks import SEVERAL, hooked
 from .races import Access, Clocks
 from .requested import Argument, Launch, gather
 
@@ -90,10 +90,10 @@ class Tracer:
             self._error = TraceError(f"{self.current.name}: {text}")
             raise self._error
 
-    def unwrap(self, error: BaseException) -> BaseException:
-        """The interpreter wraps what a kernel raises in texts of texts: give back our own error."""
+    def take_error(self) -> TraceError | None:
+        """The problem that `strict` raised, once."""
         found, self._error = self._error, None
-        return found or error
+        return found
 
     def owner(self, address: int) -> int | None:
         if self.current is None or not len(self.starts):
@@ -117,10 +117,10 @@ class Tracer:
         index = np.searchsorted(self.starts, addresses, side="right").astype(np.int64) - 1
         owner = pointers.attr.get("owner")
         stray = (index < 0) | (addresses + np.uint64(size) > self.ends[np.maximum(index, 0)])
-        if owner is not None:
+        if owner is not None and owner != SEVERAL:
             stray |= index != owner
         if stray.any():
-            self._stray(kind, addresses[stray], index[stray] if owner is None else np.array([owner]))
+            self._stray(kind, addresses[stray], index[stray] if owner in (None, SEVERAL) else np.array([owner]))
             addresses, index, values = addresses[~stray], index[~stray], None
         for position in np.unique(index):
             argument = launch.arguments[position]

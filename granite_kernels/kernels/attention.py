@@ -67,16 +67,15 @@ def attend_span(
     peak = tl.full((BLOCK_M,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     for slot in range(begin, whole, BLOCK_N):
-        at = slot * HEAD_DIM
-        k = tl.load(k_ptr + at + tile)
-        v = tl.load(v_ptr + at + tile)
+        k = tl.load(k_ptr + slot * HEAD_DIM + tile)
+        v = tl.load(v_ptr + slot * HEAD_DIM + tile)
         acc, peak, total = attend(q, k, v, None, acc, peak, total, factor)
     for slot in range(whole, end, BLOCK_N):
-        at = slot * HEAD_DIM
-        used = (slot + column < end)[:, None]  # the slots behind may hold NaN, which a probability of zero would not undo
-        k = tl.load(k_ptr + at + tile, mask=used, other=0.0)
-        v = tl.load(v_ptr + at + tile, mask=used, other=0.0)
-        acc, peak, total = attend(q, k, v, (slot + column)[None, :] <= limit[:, None], acc, peak, total, factor)
+        # slots behind the last may hold NaN, which a probability of zero would not undo: the last is read in their place
+        tile = tl.minimum(column, end - 1 - slot)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        k = tl.load(k_ptr + slot * HEAD_DIM + tile)
+        v = tl.load(v_ptr + slot * HEAD_DIM + tile)
+        acc, peak, total = attend(q, k, v, column[None, :] <= (limit - slot)[:, None], acc, peak, total, factor)
     return acc, peak, total
 
 

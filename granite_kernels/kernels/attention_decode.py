@@ -115,10 +115,9 @@ def _attention_decode_kernel(
     q = tl.load(q_ptr + from_q[:, None] + d, mask=real, other=0.0)
 
     begin, stop = split * span, tl.minimum(split * span + span, end)
-    whole = tl.maximum(tl.minimum(before + 1, stop) // BLOCK_N * BLOCK_N, begin)
     cache = cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM)
     acc, peak, total = attend_span(
-        q, k_cache_ptr + cache, v_cache_ptr + cache, before + token, begin, whole, stop, factor, HEAD_DIM, BLOCK_M, BLOCK_N
+        q, k_cache_ptr + cache, v_cache_ptr + cache, before + token, begin, begin, stop, factor, HEAD_DIM, BLOCK_M, BLOCK_N
     )
 
     to = (batch * tokens + token) * (tl.num_programs(1) * GROUP) + head

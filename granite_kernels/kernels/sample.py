@@ -1,9 +1,12 @@
 """The choice of the next token, one program a row: penalty, temperature, top-k, top-p, inversion of the cumulative distribution.
 
-Greedy is one pass over the logits: 98 KB for Granite's 49,155 in 16 bits, about 2 us for one multiprocessor. Thresholds are found
-without sorting: logits become integers of the same order, and 32 halvings find the largest integer that at least k logits reach, or
-the smallest above which less than top_p of the mass lies. The passes read L2: some 50 us for each of the two, when asked for. Counts
-and masses are summed in a fixed order. All settings are read from memory, so that a captured graph replays with other ones.
+    key = score as an integer of the same order;  kept = {key > T}, T the largest with count(key > T) >= k
+                                                  and, of those, the largest with mass(key > T) >= top_p * mass
+
+Greedy is one pass over the logits: 98 KB for Granite's 49,155 in 16 bits. For the rest that pass leaves the keys, 4 bytes a token,
+in L2, and T is found without sorting: each further pass halves its interval and moves both ends on to keys that occur, so that it
+ends when one is left, at 10 to 20 passes for a filter that is asked for. Counts and masses are summed in a fixed order. All
+settings are read from memory, so that a captured graph replays with other ones.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from granite_kernels.launch import target
+from granite_kernels.errors import GraniteError
+from granite_kernels.launch import DTYPES, target
 
 BLOCK = 8192
 WARPS = 16
+NOTHING = tl.constexpr(-2139095041)  # the key of -inf
 
 
 def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -28,106 +33,119 @@ def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
 
 
 @triton.jit
-def _scores(logits_ptr, seen_ptr, begin, vocab, temperature, penalty, BLOCK: tl.constexpr):
-    """Logits begin .. begin + BLOCK - 1 of the row after penalty and temperature; -inf behind the vocabulary and for NaN."""
-    at = begin + tl.arange(0, BLOCK)
-    inside = at < vocab
-    score = tl.load(logits_ptr + at, mask=inside, other=float("-inf")).to(tl.float32)
-    score = tl.where(score == score, score, float("-inf"))
-    if penalty != 1.0:
-        seen = tl.load(seen_ptr + at, mask=inside, other=0) != 0
-        score = tl.where(seen, tl.where(score > 0, tl.div_rn(score, penalty), score * penalty), score)
-    return tl.div_rn(score, temperature), at
-
-
-@triton.jit
-def _order(score):
-    """Integers in the order of the floats."""
-    bits = score.to(tl.int32, bitcast=True)
+def _key(score):
+    """Integers in the order of the floats, the two zeros being one."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _best(logits_ptr, seen_ptr, vocab, temperature, penalty, BLOCK: tl.constexpr):
-    """(largest score, its lowest index)"""
-    best, index = -float("inf"), 0
-    for begin in range(0, vocab, BLOCK):
-        score, _ = _scores(logits_ptr, seen_ptr, begin, vocab, temperature, penalty, BLOCK)
-        top = tl.max(score, 0)
-        where = begin + tl.argmax(score, 0, tie_break_left=True)
-        index = tl.where(top > best, where, index)
-        best = tl.maximum(top, best)
-    return best, index
+def _mass(key, best):
+    """exp(score - best); nothing for a token at -inf."""
+    score = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return tl.where(key > NOTHING, tl.exp(score - best), 0.0)
 
 
 @triton.jit
-def _reached(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, threshold, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """COUNT: how many scores have an order of at least `threshold`; else the mass of those above it, among those from `low` on."""
+def _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, penalty, BLOCK: tl.constexpr):
+    """(key of the best score, its lowest index). Leaves the keys of all scores, NaN counting as -inf, where there is a temperature."""
+    lane = tl.arange(0, BLOCK)
+    best = tl.full((BLOCK,), NOTHING - 1, tl.int32)
+    index = tl.full((BLOCK,), 0, tl.int32)
+    for begin in range(0, vocab, BLOCK):
+        at = begin + lane
+        score = tl.load(logits_ptr + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
+        score = tl.where(score == score, score, float("-inf"))
+        if penalty != 1.0:
+            seen = tl.load(seen_ptr + at, mask=at < vocab, other=0) != 0
+            score = tl.where(seen, tl.where(score > 0, tl.div_rn(score, penalty), score * penalty), score)
+        if temperature > 0:
+            key = tl.maximum(_key(tl.div_rn(score, temperature)), NOTHING)
+            tl.store(keys_ptr + at, key)  # the last block's rest is there for all passes to read
+        else:
+            key = _key(score)
+        index = tl.where(key > best, at, index)
+        best = tl.maximum(key, best)
+    top = tl.max(best, 0)
+    return top, tl.min(tl.where(best == top, index, 2147483647), 0)
+
+
+@triton.jit
+def _filtered(keys_ptr, vocab, low, top, best, wanted, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """The lowest key that stays, of those from `low` to `top`, when above it there is less than `wanted`, a count or a mass."""
+    lane = tl.arange(0, BLOCK)
+    under = low.to(tl.int64) - 1  # above it there is enough
+    over = top.to(tl.int64)  # above it there is not
+    while over - under > 1:
+        middle = under + (over - under) // 2
+        split = middle.to(tl.int32)
+        amount = tl.zeros((BLOCK,), tl.float32)
+        lower = tl.full((BLOCK,), -2147483648, tl.int32)
+        upper = tl.full((BLOCK,), 2147483647, tl.int32)
+        for begin in range(0, vocab, BLOCK):
+            key = tl.load(keys_ptr + begin + lane)
+            above = key > split
+            amount += tl.where(above, 1.0 if COUNT else _mass(key, best), 0.0)
+            lower = tl.maximum(lower, tl.where(above, -2147483648, key))
+            upper = tl.minimum(upper, tl.where(above, key, 2147483647))
+        if tl.sum(amount, 0) >= wanted:
+            under = tl.minimum(tl.min(upper, 0).to(tl.int64), over) - 1
+        else:
+            over = tl.maximum(tl.max(lower, 0).to(tl.int64), under + 1)
+    return over.to(tl.int32)
+
+
+@triton.jit
+def _total(keys_ptr, vocab, low, best, BLOCK: tl.constexpr):
+    """The mass from `low` on, block by block."""
     total = 0.0
     for begin in range(0, vocab, BLOCK):
-        score, at = _scores(logits_ptr, seen_ptr, begin, vocab, temperature, penalty, BLOCK)
-        key = _order(score)
-        if COUNT:
-            total += tl.sum(((key >= threshold) & (at < vocab)).to(tl.float32), 0)  # exact up to 2^24
-        else:
-            total += tl.sum(tl.where((key > threshold) & (key >= low), tl.exp(score - best), 0.0), 0)
+        key = tl.load(keys_ptr + begin + tl.arange(0, BLOCK))
+        total += tl.sum(tl.where(key >= low, _mass(key, best), 0.0), 0)
     return total
 
 
 @triton.jit
-def _kept_from(logits_ptr, seen_ptr, vocab, temperature, penalty, best, top_k, top_p, BLOCK: tl.constexpr):
-    """The smallest order that survives top-k and top-p."""
-    low = -2147483648
-    if (top_k > 0) & (top_k < vocab):
-        threshold = 0
-        if _reached(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, 0, True, BLOCK) < top_k:
-            threshold = -2147483648
-        for bit in range(30, -1, -1):  # the largest order that at least top_k scores reach
-            trial = threshold + (1 << bit)
-            if _reached(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, trial, True, BLOCK) >= top_k:
-                threshold = trial
-        low = threshold
-    if top_p < 1.0:
-        wanted = top_p * _reached(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, -2147483648, False, BLOCK)
-        threshold = 0
-        if _reached(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, 0, False, BLOCK) < wanted:
-            threshold = -2147483648
-        for bit in range(30, -1, -1):  # the largest order above which there is still enough
-            trial = threshold + (1 << bit)
-            if _reached(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, trial, False, BLOCK) >= wanted:
-                threshold = trial
-        low = tl.maximum(low, threshold + 1)
-    return low
+def _drawn(keys_ptr, vocab, low, best, uniform, BLOCK: tl.constexpr):
+    """The first index whose cumulative mass exceeds uniform * total; the last one that was kept, where rounding leaves none."""
+    aim = uniform * _total(keys_ptr, vocab, low, best, BLOCK)
+    lane = tl.arange(0, BLOCK)
+    passed = 0.0  # the mass of the blocks so far
+    block, before = 0, 0.0  # the block that holds the token, and the mass before it
+    for begin in range(0, vocab, BLOCK):
+        key = tl.load(keys_ptr + begin + lane)
+        mass = tl.sum(tl.where(key >= low, _mass(key, best), 0.0), 0)
+        if (mass > 0) & (passed <= aim):
+            block, before = begin, passed
+        passed += mass
+    key = tl.load(keys_ptr + block + lane)
+    kept = (key >= low) & (key > NOTHING)
+    cumulative = before + tl.cumsum(tl.where(kept, _mass(key, best), 0.0), 0)
+    first = tl.min(tl.where(kept & (cumulative > aim), lane, BLOCK), 0)
+    last = tl.max(tl.where(kept, lane, 0), 0)
+    return block + tl.minimum(first, last)
 
 
 @triton.jit
-def _drawn(logits_ptr, seen_ptr, vocab, temperature, penalty, best, low, uniform, BLOCK: tl.constexpr):
-    """The first index whose cumulative mass exceeds uniform * total, the last one that was kept at most."""
-    total = 0.0
-    last = 0
-    for begin in range(0, vocab, BLOCK):
-        score, at = _scores(logits_ptr, seen_ptr, begin, vocab, temperature, penalty, BLOCK)
-        kept = (_order(score) >= low) & (score > -float("inf"))
-        total += tl.sum(tl.where(kept, tl.exp(score - best), 0.0), 0)
-        last = tl.maximum(last, tl.max(tl.where(kept, at, 0), 0))
-    aim = uniform * total
-    before = 0.0
-    count = 0
-    for begin in range(0, vocab, BLOCK):
-        score, at = _scores(logits_ptr, seen_ptr, begin, vocab, temperature, penalty, BLOCK)
-        kept = (_order(score) >= low) & (score > -float("inf"))
-        mass = tl.where(kept, tl.exp(score - best), 0.0)
-        count += tl.sum(((before + tl.cumsum(mass, 0) <= aim) & (at < vocab)).to(tl.int32), 0)
-        before += tl.sum(mass, 0)
-    return tl.minimum(count, last)
+def _sampled(keys_ptr, vocab, top, top_k, top_p, uniform, BLOCK: tl.constexpr):
+    """A token of the keys that _read left."""
+    tl.debug_barrier()  # the keys are read by other threads than those that wrote them
+    best = (top ^ ((top >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    low = tl.full((), NOTHING, tl.int32)
+    if (top_k > 0) & (top_k < vocab):
+        low = _filtered(keys_ptr, vocab, low, top, best, top_k, True, BLOCK)
+    if top_p < 1.0:
+        low = _filtered(keys_ptr, vocab, low, top, best, top_p * _total(keys_ptr, vocab, low, best, BLOCK), False, BLOCK)
+    return _drawn(keys_ptr, vocab, low, best, uniform, BLOCK)
 
 
-@triton.jit(do_not_specialize=["logits_stride_row"], launch_metadata=_cost)
+@triton.jit(do_not_specialize=["logits_stride_row", "capacity"], launch_metadata=_cost)
 def _sample_kernel(
     logits_ptr,  # [batch, vocab], rows logits_stride_row apart
     uniforms_ptr,  # float32 [batch], or [capacity, batch] where STEP
     seen_ptr,  # uint8 [batch, vocab]
     sampling_ptr,  # float32 [4]: temperature, top_k, top_p, penalty
+    keys_ptr,  # int32 [batch, whole blocks of the vocabulary], scratch
     out_ptr,  # int64 [batch]; where STEP ids [batch, 1]
     positions_ptr,  # int32 [batch], moved on where STEP, as the next two
     lengths_ptr,
@@ -146,18 +164,17 @@ def _sample_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_stride_row
     seen_ptr += row * vocab
+    keys_ptr += row * (tl.cdiv(vocab, BLOCK) * BLOCK)
     temperature = tl.load(sampling_ptr)
-    penalty = tl.load(sampling_ptr + 3)
-    heat = tl.where(temperature > 0, temperature, 1.0)
-    best, chosen = _best(logits_ptr, seen_ptr, vocab, heat, penalty, BLOCK)
+    top, chosen = _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, tl.load(sampling_ptr + 3), BLOCK)
     step = tl.load(steps_ptr + row).to(tl.int64) if STEP else row * 0
+    room = (step < capacity) if STEP else True  # a row that goes on behind the end of its buffers spoils nothing
     if temperature > 0:
-        low = _kept_from(logits_ptr, seen_ptr, vocab, heat, penalty, best, tl.load(sampling_ptr + 1), tl.load(sampling_ptr + 2), BLOCK)
-        uniform = tl.load(uniforms_ptr + step * tl.num_programs(0) + row)
-        chosen = _drawn(logits_ptr, seen_ptr, vocab, heat, penalty, best, low, uniform, BLOCK)
+        uniform = tl.load(uniforms_ptr + step * tl.num_programs(0) + row, mask=room, other=0.0)
+        chosen = _sampled(keys_ptr, vocab, top, tl.load(sampling_ptr + 1), tl.load(sampling_ptr + 2), uniform, BLOCK)
     tl.store(out_ptr + row, chosen.to(tl.int64))
     if STEP:
-        tl.store(tokens_ptr + row * capacity + step, chosen.to(tl.int64))
+        tl.store(tokens_ptr + row * capacity + step, chosen.to(tl.int64), mask=room)
         tl.store(seen_ptr + chosen, 1)
         tl.store(positions_ptr + row, tl.load(positions_ptr + row) + 1)
         tl.store(lengths_ptr + row, tl.load(lengths_ptr + row) + 1)
@@ -175,17 +192,19 @@ def _launch(
     *,
     step: bool,
 ) -> None:
+    batch, vocab = logits.shape
     pdl = logits.is_cuda and target(logits).arch >= 90
-    _sample_kernel[(logits.shape[0],)](
+    _sample_kernel[(batch,)](
         logits,
         uniforms,
         seen,
         sampling,
+        torch.empty(batch, triton.cdiv(vocab, BLOCK) * BLOCK, dtype=torch.int32, device=logits.device),
         out,
         *counters,
         tokens,
         logits.stride(0),
-        logits.shape[1],
+        vocab,
         tokens.shape[-1],
         BLOCK=BLOCK,
         STEP=step,
@@ -238,12 +257,24 @@ def _(
     return None
 
 
+def _check(logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor) -> None:
+    batch, vocab = logits.shape
+    if seen.shape != logits.shape or uniforms.shape != (batch,) or sampling.shape != (4,):
+        shapes = f"{tuple(uniforms.shape)}, {tuple(seen.shape)} and {tuple(sampling.shape)}"
+        raise GraniteError(f"uniforms, seen and sampling are {shapes}: expected ({batch},), ({batch}, {vocab}) and (4,), by the logits")
+    if logits.dtype not in DTYPES:
+        raise GraniteError(f"the logits are {logits.dtype}: expected float32, bfloat16 or float16")
+    if logits.stride(1) != 1 or not all(t.is_contiguous() for t in (uniforms, seen, sampling)):
+        raise GraniteError("uniforms, seen, sampling and the rows of the logits must be contiguous")
+
+
 def sample(logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor) -> Tensor:
     """One token a row: int64 [batch].
 
     logits [batch, vocab]; uniforms float32 [batch] in [0, 1); seen uint8 [batch, vocab], 1 where the token occurred (for the
     penalty); sampling float32 [4]: temperature (0: greedy), top_k (0: off), top_p (1: off), repetition penalty (1: off).
     """
+    _check(logits, uniforms, seen, sampling)
     chosen: Tensor = _sample(logits, uniforms, seen, sampling)
     return chosen
 
@@ -265,4 +296,10 @@ def sample_step(
     sampling as in `sample`. Written: ids int64 [batch, 1], the input of the next step; tokens int64 [batch, capacity] at column
     steps[b]; seen at the chosen token; positions int32 [batch, 1], lengths int32 [batch] and steps int32 [batch], each plus one.
     """
+    batch = logits.shape[0]
+    _check(logits, uniforms[:1].view(-1), seen, sampling)
+    if ids.shape != (batch, 1) or tokens.shape != (batch, uniforms.shape[0]) or any(c.numel() != batch for c in (positions, lengths, steps)):
+        raise GraniteError(f"the state's tensors must have a row, and the tokens a column for each of {uniforms.shape[0]} uniforms a row")
+    if not all(t.is_contiguous() for t in (uniforms, ids, positions, lengths, steps, tokens)):
+        raise GraniteError("the state's tensors must be contiguous")
     _sample_step(logits, uniforms, seen, sampling, ids, positions, lengths, steps, tokens)

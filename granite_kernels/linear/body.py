@@ -10,6 +10,8 @@ rows g and, by rep, g + half; warps split k as the batch of the product and meet
 Rows come in pairs `half` apart, which serves every epilogue: half = 8 makes sixteen neighbouring rows, half of a head the pairs of
 the rotation, half of gate|up the pairs of SwiGLU. A program owns GROUPS * 8 pairs, so that x is fetched once for 16 GROUPS rows.
 SPLITS programs share a row block along k; they meet at a ticket and the last one adds the partial sums in their order.
+
+A dense weight is up to three matrices that lie apart, as the q, k and v of somebody else's model; each row finds its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,17 @@ def first_rows(block, half, GROUPS: tl.constexpr):
     """Rows of the first of each of a block's pairs, int64 [GROUPS * 8]."""
     pair = block * (GROUPS * 8) + tl.arange(0, GROUPS * 8)  # 32 bits: a 64-bit division is some hundred instructions
     return ((pair // half) * (2 * half) + pair % half).to(tl.int64)
+
+
+@triton.jit
+def row_pointers(planes, ends, row, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
+    """Where rows `row` (int64, any shape) of a dense weight begin; part i of PARTS holds the rows below ends[i]."""
+    pointers = planes[0] + row * COLUMNS
+    if PARTS > 1:
+        pointers = tl.where(row < ends[0], pointers, planes[1] + (row - ends[0]) * COLUMNS)
+    if PARTS > 2:
+        pointers = tl.where(row < ends[1], pointers, planes[2] + (row - ends[1]) * COLUMNS)
+    return pointers
 
 
 @triton.jit
@@ -52,12 +65,14 @@ def prefetch(pointers):
 def product(
     x_ptr,
     norm_ptr,
-    weight_ptr,
+    planes,
+    ends,
     tokens,
     rows,
     half,
     eps,
     COLUMNS: tl.constexpr,
+    PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOKENS: tl.constexpr,
     ONE: tl.constexpr,
@@ -81,7 +96,7 @@ def product(
     pair = block * (GROUPS * 8) + (rep // 2) * 8 + g
     row = tl.minimum((pair // half) * (2 * half) + pair % half + (rep % 2) * half, rows - 1).to(tl.int64)
     k = (split * WARPS + warp) * CHUNK + lane * 8
-    weight_row = weight_ptr + row * COLUMNS
+    weight_row = row_pointers(planes, ends, row, COLUMNS, PARTS)
     if PDL:
         gdc_launch_dependents()
         prefetch(weight_row + tl.minimum(k, COLUMNS - 1))
@@ -124,11 +139,3 @@ def meet(y, tickets_ptr, partials_ptr, GROUPS: tl.constexpr, TOKENS: tl.constexp
             total += tl.load(own + index * SIZE + at, cache_modifier=".cg")
         tl.atomic_xchg(tickets_ptr + block, 0, sem="relaxed")  # so that the next launch, or a replayed graph, starts at zero
     return total, last
-
-
-@triton.jit
-def pairs(y, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
-    """[16 GROUPS, TOKENS] -> the first rows of the pairs [8 GROUPS, TOKENS], and the second."""
-    split = tl.permute(tl.reshape(y, (GROUPS, 2, 8, TOKENS)), (0, 2, 3, 1))
-    first, second = tl.split(split)
-    return tl.reshape(first, (8 * GROUPS, TOKENS)), tl.reshape(second, (8 * GROUPS, TOKENS))

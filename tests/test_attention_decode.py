@@ -1,0 +1,204 @@
+"""Attention of a decode step, in the interpreter with the blocks and splits that an H100 would get, and its compiled code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from granite_kernels import launch
+from granite_kernels.bench.offline import compiled
+from granite_kernels.bench.offline.traffic import trace
+from granite_kernels.errors import GraniteError
+from granite_kernels.kernels import attention_decode as module
+from granite_kernels.kernels.attention_decode import attention_decode, workspace_size
+from granite_kernels.launch import Target, attention_decode_launch
+from granite_kernels.workspace import Workspace
+from torch import Tensor
+
+from tests import attention_cases as cases
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+H100 = Target(90, 132)
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def narrow(patch: pytest.MonkeyPatch, splits: int, **shape: int) -> None:
+    """As on a GPU of few multiprocessors: `splits` programs a sequence, so that a short cache already gives each several tiles."""
+
+    def fewer(*arguments: object) -> launch.AttentionDecodeLaunch:
+        return dataclasses.replace(attention_decode_launch(*arguments), splits=splits, **shape)
+
+    patch.setattr(module, "attention_decode_launch", fewer)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "group", "tokens", "lengths", "starts"),
+    [
+        (BF16, 64, 4, 1, [700, 0, 63, 64], [0, 0, 0, 0]),
+        (BF16, 128, 4, 1, [511], [130]),
+        (BF16, 64, 3, 1, [300, 17], [5, 16]),
+        (F16, 64, 2, 4, [130, 61], [0, 3]),
+        (F16, 128, 1, 2, [250, 0, 1], [0, 1, 0]),
+        (F16, 128, 4, 7, [90], [0]),
+        (F32, 64, 4, 1, [200, 31], [0, 2]),
+        (F32, 128, 2, 3, [70], [1]),
+        (F32, 128, 3, 16, [40], [0]),
+        (BF16, 16, 8, 3, [200], [0]),
+        (BF16, 32, 32, 3, [150], [7]),
+    ],
+)
+def test_is_right(dtype: torch.dtype, head_dim: int, group: int, tokens: int, lengths: list[int], starts: list[int]) -> None:
+    cases.assert_right(attention_decode, cases.inputs(dtype, head_dim, group, tokens, lengths, starts))
+
+
+@pytest.mark.parametrize("tokens", range(1, 17))
+def test_every_number_of_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 3)
+    cases.assert_right(attention_decode, cases.inputs(BF16, 64, 4, tokens, [189], [2]))
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_sixteen_rows_of_their_own_lengths(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 2)
+    lengths = [0, 1, 15, 16, 17, 31, 32, 33, 62, 63, 64, 65, 127, 128, 129, 200]
+    cases.assert_right(attention_decode, cases.inputs(dtype, 64, 2, 1, lengths, [length // 3 for length in lengths], context=256))
+
+
+def test_several_kv_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 2)
+    cases.assert_right(attention_decode, cases.inputs(BF16, 64, 2, 2, [200, 3], kv_heads=3))
+
+
+def test_spans_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 3)
+    cases.assert_right(attention_decode, cases.inputs(BF16, 64, 4, 1, [700, 450]))
+
+
+def test_queries_that_are_padding_yield_zeros() -> None:
+    out = cases.assert_right(attention_decode, cases.inputs(BF16, 64, 4, 5, [0, 10], [3, 20]))
+    assert not out[0, :3].any()
+    assert not out[1].any()
+
+
+def test_scores_that_overflow_float16() -> None:
+    cases.assert_right(attention_decode, cases.inputs(F16, 64, 4, 2, [150], size=100.0, scale=1e-4))
+
+
+def test_one_span_that_no_row_sees_joins_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early tokens see nothing of the last span: its sums weigh nothing."""
+    narrow(monkeypatch, 33)
+    cases.assert_right(attention_decode, cases.inputs(F32, 128, 1, 16, [9]))
+
+
+def test_bits_depend_neither_on_the_batch_nor_on_padding() -> None:
+    case = cases.inputs(BF16, 64, 4, 1, [300, 37, 130], [11, 37, 0])
+    together = case.run(attention_decode)
+    for index in range(3):
+        assert torch.equal(together[index], case.row(index).run(attention_decode)[0])
+    assert torch.equal(together, case.without_padding().run(attention_decode))
+
+
+def test_order_of_programs_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 7)
+    cases.assert_order_is_free(attention_decode, cases.inputs(BF16, 64, 4, 2, [400, 70]))
+
+
+def test_a_workspace_serves_call_after_call() -> None:
+    """Tickets are zero after each call, and nothing of the last call's sums is read: lengths grow as in a replayed graph."""
+    case = cases.inputs(BF16, 64, 4, 1, [190], context=256)
+    workspace = Workspace.allocate(*workspace_size(1, 1, 4, 64, 1, H100), "cpu")
+
+    def decode(*arguments: Tensor, scale: float) -> Tensor:
+        return attention_decode(*arguments, scale=scale, workspace=workspace)
+
+    for _ in range(4):
+        cases.assert_right(decode, case)
+        assert not workspace.tickets.any()
+        workspace.partials.fill_(float("nan"))
+        case.lengths.add_(1)
+        for cache in (case.k_cache, case.v_cache):
+            cache[:, :, int(case.lengths)] = torch.randn(64)
+
+
+def test_each_slot_is_read_once() -> None:
+    case = cases.inputs(BF16, 64, 4, 1, [499], context=512)
+    with trace(race=True) as traced:
+        case.run(attention_decode)
+    read = traced.launches[0]["k_cache_ptr"]
+    assert read.read_bytes == 500 * 64 * 2
+    assert read.programs_per_sector == 1
+
+
+def test_too_small_a_workspace() -> None:
+    case = cases.inputs(F32, 64, 2, 3, [5])
+    with pytest.raises(ValueError, match="workspace"):
+        attention_decode(
+            case.q, case.k_cache, case.v_cache, case.lengths, case.starts, scale=1.0, workspace=Workspace.allocate(1, 1, "cpu")
+        )
+
+
+def test_too_many_tokens() -> None:
+    with pytest.raises(GraniteError, match="16"):
+        cases.inputs(F32, 64, 2, 17, [5]).run(attention_decode)
+
+
+def test_caches_beyond_32_bits() -> None:
+    torch.use_deterministic_algorithms(False)  # which would fill, so touch, the whole memory
+    near = cases.inputs(BF16, 64, 2, 3, [5, 9], context=32)
+    assert torch.equal(cases.far_rows(64, 3).run(attention_decode), near.run(attention_decode))
+
+
+def test_131072_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest context, tiles enlarged to keep the interpreter quick: spans, masks and offsets at their largest."""
+    narrow(monkeypatch, 33, block_n=1024)
+    case = cases.inputs(BF16, 64, 4, 1, [131071], context=131072)
+    case.v_cache[:, :, 131071] *= 100  # the last slot must show
+    cases.assert_right(attention_decode, case)
+
+
+def test_as_a_torch_operation() -> None:
+    torch.use_deterministic_algorithms(False)
+    case = cases.inputs(F32, 64, 2, 1, [70])
+    workspace = Workspace.allocate(*workspace_size(1, 1, 2, 64, 1, H100), "cpu")
+    workspace.partials.zero_()
+    arguments = (case.q, case.k_cache, case.v_cache, case.lengths, case.starts, workspace.tickets, workspace.partials, cases.SCALE)
+    torch.library.opcheck(torch.ops.granite_kernels.attention_decode.default, arguments)
+    traced = torch.compile(attention_decode, fullgraph=True, backend="aot_eager")
+    assert torch.equal(case.run(traced), case.run(attention_decode))
+
+
+@pytest.mark.parametrize("target", [Target(80, 108), H100, Target(100, 148), Target(89, 128), Target(120, 170)], ids=str)
+def test_one_sequence_fills_the_gpu(target: Target) -> None:
+    for kv_heads in (1, 4, 8):
+        programs = kv_heads * attention_decode_launch(4, kv_heads, 64, BF16, target).splits
+        assert 2 * target.sms - kv_heads < programs <= 2 * target.sms
+
+
+@pytest.mark.parametrize(
+    "archs", [pytest.param((80, 90, 120), id="suite"), pytest.param((86, 89, 100), id="others", marks=pytest.mark.slow)]
+)
+def test_compiled_code(archs: tuple[int, ...]) -> None:
+    for head_dim in (64, 128):
+        launches = compiled(f"{cases.__file__}:launch_decode", archs, args=[head_dim])
+        assert [launch.arch for launch in launches] == [arch for arch in archs for _ in range(2)]
+        for launch in launches:
+            tile = 2 * 64 * head_dim * 2  # bytes of k and v
+            assert launch.spills == 0, launch
+            assert set(launch.loop_widths) == {128}
+            assert launch.async_copies > 0
+            assert any(name.startswith("HMMA") for name in launch.tensor_core)
+            assert launch.num_warps * launch.loop_instructions <= 0.06 * tile
+            assert launch.shared <= (99 << 10 if launch.arch in (86, 89, 120) else 163 << 10)
+            assert launch.blocks_per_sm >= 2  # else the grid of one sequence would not fit at once
+            assert launch.pdl == (launch.arch >= 90) == (launch.grid_dependency == 2)
+        for launch in launches[::2]:
+            assert (launch.num_stages - 1) * tile * 2 >= 24 << 10  # in flight on a multiprocessor, two programs each
+        assert [launch.new for launch in launches] == [True, False] * len(archs)  # other sizes compile nothing
