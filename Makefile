@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # model/ and bench/ under the names that they are installed by: for mypy, and for a python without an install
 TREE := build/tree
+# the safe path leaves out the checkout itself, whose granite_kernels lacks model/ and bench/
+FROM_TREE = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH}
 
 .PHONY: demo test quick check bench gpu tree clean
 
@@ -32,9 +34,10 @@ bench: $(VENV)/.test
 	$(BIN)/python bench/bench_cpu.py
 
 gpu: tree
-	PYTHONPATH=$(TREE):. $(PYTHON) -m pytest tests/gpu
+	$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu
 
 tree:
+	@rm -rf $(TREE)
 	@mkdir -p $(TREE)/granite_kernels
 	@for file in granite_kernels/*; do ln -sfn ../../../$$file $(TREE)/granite_kernels/; done
 	@ln -sfn ../../../model ../../../bench $(TREE)/granite_kernels/

@@ -26,9 +26,12 @@ __all__ = ["GraniteConfig", "GraniteError", "GraniteForCausalLM", "__version__",
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("granite-kernels")
+        try:
+            return version("granite-kernels")
+        except PackageNotFoundError:  # a checkout into which nothing was installed, as in `make gpu`
+            return "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -54,7 +54,7 @@ class MatrixLaunch:
     def workspace(self, rows: int, half: int) -> tuple[int, int]:
         """(tickets, partial sums) that the launch needs."""
         blocks = self.blocks(rows, half)
-        return (blocks, blocks * self.splits * 16 * self.groups * self.tokens) if self.splits > 1 else (0, 0)
+        return (blocks, blocks * self.splits * (16 * self.groups + 1) * self.tokens) if self.splits > 1 else (0, 0)
 
 
 def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> MatrixLaunch:
@@ -62,11 +62,11 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> Matri
 
     More tokens want more rows a program, so that the programs together read x no more than a quarter as often as the weight; what
     that costs in programs comes back by sharing k between two or four. The order of the sums follows from the shape alone, so a
-    row of a batch has the same bits in any batch of 2 to 8 tokens, and of 9 to 16.
+    row of a batch has the same bits in any batch of 2 to 8 tokens, and in any of 9 to 16.
     """
     units = columns // 32
     if tokens == 1:
-        groups, fill = (2 if rows >= 8192 else 1), 1.4
+        groups, fill = (2 if rows >= 8192 else 1), 1.1
     elif tokens <= 8:
         groups, fill = 2, 1.4
     else:
@@ -99,17 +99,14 @@ def roomy(target: Target) -> bool:
     return target.arch in (80, 90, 100, 103)
 
 
-def attention_launch(rows: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionLaunch:
-    """Prefill. Compiled, 2026-11 (no card yet). block_n does not depend on the rows, so that a prompt read in pieces gives the
-    same sums as one read whole.
-    """
-    if dtype == torch.float32:
-        return AttentionLaunch(32, 16, 8, 1) if head_dim > 64 else AttentionLaunch(32, 32, 4, 1)  # no tensor cores: registers limit
-    block_m = 64 if rows <= 64 else 128
+def attention_launch(head_dim: int, dtype: torch.dtype, target: Target) -> AttentionLaunch:
+    """Prefill. Compiled, 2026-11 (no card yet). Whatever the tokens, so that a prompt read in pieces adds as one read whole."""
     wide = head_dim > 64
+    if dtype == torch.float32:
+        return AttentionLaunch(32, 16, 8, 1) if wide else AttentionLaunch(32, 32, 4, 1)  # no tensor cores: registers limit
     if target.arch in (90, 100, 103):
-        return AttentionLaunch(block_m, 128 if not wide else 64, block_m // 16, 3)
-    return AttentionLaunch(block_m, 32 if wide else 64, block_m // 16, 3)
+        return AttentionLaunch(128, 64 if wide else 128, 8, 3)
+    return AttentionLaunch(128, 32 if wide else 64, 8, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +125,7 @@ def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torc
     must not depend on the batch, since the order of the sums does on the split.
     """
     splits = max(2 * target.sms // kv_heads, 1)
-    block_m = min(max(16, 1 << (rows - 1).bit_length()), 64)
+    block_m = 16 if rows <= 16 else 64
     if dtype == torch.float32:
         return AttentionDecodeLaunch(16, 32 if head_dim <= 64 else 16, splits, 4, 1)  # no tensor cores: registers limit
     warps = 2 if head_dim <= 64 and block_m == 16 else 4  # few, since each repeats the addresses and the softmax's bookkeeping
@@ -157,3 +154,19 @@ def row_launch(rows: int, width: int) -> RowLaunch:
     """Compiled, 2026-11 (no card yet). About 2,048 values a program, so that short rows share one; 16 to 32 values a thread."""
     padded = 1 << (width - 1).bit_length()
     return RowLaunch(max(1, min(2048 // padded, 8)), padded, min(16, max(4, padded // 1024)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RouteLaunch:
+    """Shape of the router's launch: a program owns a token and reads `experts` (a power of two) by `block` values at a time."""
+
+    experts: int
+    block: int
+    warps: int
+
+
+def route_launch(experts: int, hidden: int) -> RouteLaunch:
+    """Compiled, 2026-11 (no card yet). 16,384 values at a time, 32 a thread: one program has to keep its multiprocessor busy."""
+    padded = 1 << (experts - 1).bit_length()
+    block = max(min(16384 // padded, 1 << (hidden - 1).bit_length()), 16)
+    return RouteLaunch(padded, block, max(4, min(16, padded * block // 1024)))

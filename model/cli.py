@@ -17,12 +17,14 @@ VERBS = {  # verb: the module, relative to this one, and its command
     "chat": (".cli_chat", "chat"),
     "inspect": (".cli_inspect", "inspect"),
     "doctor": (".cli_doctor", "doctor"),
+    "bench": (".cli_bench", "bench"),
 }
 SUMMARIES = {
     "generate": "Stream a completion.",
     "chat": "An interactive session.",
     "inspect": "What a checkpoint holds, without loading it.",
     "doctor": "GPU, driver, torch, triton, compiler, caches.",
+    "bench": "Benchmarks; so far `bench offline`, a decode step examined without a GPU.",
 }
 
 

@@ -75,6 +75,9 @@ class Session:
                 click.echo(piece, nl=False)
         except KeyboardInterrupt:
             click.echo(" ...", nl=False)
+            if not answer:  # stopped before the first word: as if it had not been asked
+                click.echo()
+                return
         except GraniteError as error:  # a prompt too long, say: the session goes on without it
             click.echo(f"error: {error}", err=True)
             return

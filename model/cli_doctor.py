@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,12 @@ Row = tuple[str, bool, str]
 @click.command()
 def doctor() -> None:
     """GPU, driver, torch, triton, C compiler, caches; which kernels run here."""
-    from rich.console import Console
-    from rich.table import Table
+    from .cli_tables import console, table
 
-    table = Table("", "", "", show_header=False, box=None)
+    found = table("", "", "", header=False)
     for name, good, text in rows():
-        table.add_row("ok" if good else "--", name, text)
-    Console().print(table)
+        found.add_row("ok" if good else "--", name, text)
+    console().print(found)
 
 
 def rows() -> Iterator[Row]:
@@ -62,7 +62,16 @@ def _gpu() -> Iterator[Row]:
         fits = properties.major >= 8
         text = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {properties.major}.{properties.minor}"
         yield f"cuda:{index}", fits, text + ("" if fits else ": kernels need 8.0 or newer")
-    yield "driver", True, f"CUDA {torch.version.cuda} runtime"
+    yield _driver()
+
+
+def _driver() -> Row:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "driver", False, "nvidia-smi, which comes with the driver and tells its version, doesn't answer"
+    return "driver", bool(told), told[0] if told else "nvidia-smi tells no version"
 
 
 def _caches() -> Iterator[tuple[str, Path]]:

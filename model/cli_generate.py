@@ -64,10 +64,22 @@ def peak_memory(model: GraniteForCausalLM) -> int:
 
 
 def closing_line(model: GraniteForCausalLM, figures: dict[str, float | int]) -> str:
-    """One line: tokens, tokens/s, the weights' bytes a second that decoding read, peak memory."""
+    """One line: tokens, tokens/s, the bytes a second that decoding read, peak memory."""
     rate = figures["tokens_per_second"]
+    read = step_bytes(model, figures["prompt_tokens"] + figures["new_tokens"] / 2)
     return (
         f"prompt {figures['prompt_tokens']} tokens, {figures['prompt_tokens_per_second']:.1f} tokens/s; "
-        f"generation {figures['new_tokens']} tokens, {rate:.1f} tokens/s, {rate * figures['weight_bytes'] / 1e9:.1f} GB/s; "
+        f"generation {figures['new_tokens']} tokens, {rate:.1f} tokens/s, {rate * read / 1e9:.1f} GB/s; "
         f"peak memory {figures['peak_memory_bytes'] / 1e9:.2f} GB"
     )
+
+
+def step_bytes(model: GraniteForCausalLM, context: float) -> float:
+    """Bytes that decoding one token reads with `context` tokens in the cache: the weights that it touches, keys and values.
+
+    Of a mixture of experts these are the chosen experts; an embedding that isn't the head as well gives one row.
+    """
+    config = model.config
+    touched = config.active_parameters() - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
+    weights = model.memory().weights * touched / config.parameters()
+    return weights + context * config.cache_bytes_per_token(model.dtype)

@@ -32,27 +32,24 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from .cli_tables import console, table
 
-    console = Console()
-    console.print(f"{found['path']}  ({found['kind']})", soft_wrap=True, highlight=False)
-    settings = Table("field", "value", title="configuration", title_justify="left")
+    screen = console()
+    screen.print(f"{found['path']}  ({found['kind']})", soft_wrap=True)
+    settings = table("field", "value", title="configuration")
     for name, value in found["config"].items():
         settings.add_row(name, str(value))
-    console.print(settings)
-    types = Table("type", "tensors", "weights", "bytes", title="types", title_justify="left")
+    screen.print(settings)
+    types = table("type", "tensors", "weights", "bytes", title="types")
     for name, row in found["types"].items():
         types.add_row(name, str(row["tensors"]), f"{row['weights']:,}", f"{row['bytes']:,}")
-    console.print(types)
+    screen.print(types)
     if tensors:
-        listing = Table("tensor", "shape", "type", "bytes", title="tensors", title_justify="left")
+        listing = table("tensor", "shape", "type", "bytes", title="tensors")
         for row in found["tensors"]:
             listing.add_row(row["name"], "x".join(map(str, row["shape"])), row["type"], f"{row['bytes']:,}")
-        console.print(listing)
-    console.print(
-        f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['bits_per_weight']:.2f} bits per weight", highlight=False
-    )
+        screen.print(listing)
+    screen.print(f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['bits_per_weight']:.2f} bits per weight")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:

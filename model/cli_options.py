@@ -18,7 +18,7 @@ MODEL = (
 )
 SAMPLING = (
     click.option("--max-new-tokens", type=int, default=256, show_default=True),
-    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
+    click.option("--temperature", type=float, help="0 is greedy. Default: 1 where --top-k or --top-p is given, else 0."),
     click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
     click.option("--top-p", type=float, default=1.0, show_default=True),
     click.option("--seed", type=int, default=None),
@@ -42,5 +42,7 @@ def model_options(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampling_options(values: dict[str, Any]) -> dict[str, Any]:
-    """A verb's remaining values as arguments of `generate`."""
-    return {**values, "do_sample": True} if values["temperature"] != 0 else {**values, "temperature": 1.0}
+    """A verb's remaining values as arguments of `generate`; who narrows the choice of tokens wants them drawn."""
+    narrowed = values["top_k"] != 0 or values["top_p"] != 1.0
+    temperature = values["temperature"] if values["temperature"] is not None else float(narrowed)
+    return {**values, "do_sample": True, "temperature": temperature} if temperature != 0 else {**values, "temperature": 1.0}

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
-from granite_kernels import testing
 from granite_kernels.bench.offline.traffic import trace
-from granite_kernels.reference.attention import attention as reference
 from torch import Tensor
+
+from granite_kernels import testing
+from granite_kernels.reference.attention import attention as reference
 
 SCALE = 0.1
 
@@ -91,6 +92,19 @@ def assert_order_is_free(op: Callable[..., Tensor], case: Inputs) -> None:
     assert torch.equal(results[0], results[2])
 
 
+def exact(case: Inputs) -> Tensor:
+    """The result in float64, rounded to float32: for one row without unused slots."""
+    arguments = case.q.double(), case.k_cache.double(), case.v_cache.double(), case.lengths, case.starts
+    return reference(*arguments, scale=case.scale).float()
+
+
+def longest(tokens: int) -> Inputs:
+    """`tokens` queries at the end of 131,072 slots in float32, the last of which must show in the result."""
+    case = inputs(torch.float32, 64, 4, tokens, [131072 - tokens], context=131072)
+    case.v_cache[:, :, -1] *= 1000
+    return case
+
+
 def far_rows(head_dim: int, tokens: int) -> Inputs:
     """Two rows whose caches lie 2^31 elements apart, in memory of which only these are ever touched."""
     near = inputs(torch.bfloat16, head_dim, 2, tokens, [5, 9], context=32)
@@ -104,24 +118,26 @@ def far_rows(head_dim: int, tokens: int) -> Inputs:
     return Inputs(near.q, k, v, near.lengths, near.starts)
 
 
-def _empty(dtype: torch.dtype, head_dim: int, tokens: int, context: int, batch: int, heads: int) -> Inputs:
-    q = torch.empty(batch, tokens, heads, head_dim, dtype=dtype)
-    k, v = (torch.empty(batch, 8, context, head_dim, dtype=dtype) for _ in range(2))
+def _empty(head_dim: int, tokens: int, context: int, batch: int) -> Inputs:
+    q = torch.empty(batch, tokens, 32, head_dim, dtype=torch.bfloat16)
+    k, v = (torch.empty(batch, 8, context, head_dim, dtype=torch.bfloat16) for _ in range(2))
     lengths, starts = (torch.empty(batch, dtype=torch.int32) for _ in range(2))
     return Inputs(q, k, v, lengths, starts)
 
 
-def launch_prefill(head_dim: int) -> None:
-    """As Granite 2B (head size 64) and 8B (128) prefill, then a request of other sizes."""
+def launch_prefill() -> None:
+    """As Granite 2B (head size 64) and 8B (128) prefill, each twice: the second request is of other sizes."""
     from granite_kernels.kernels.attention import attention
 
-    for tokens, context, batch in ((2048, 4096, 1), (777, 1024, 3)):
-        _empty(torch.bfloat16, head_dim, tokens, context, batch, 32).run(attention)
+    for head_dim in (64, 128):
+        for tokens, context, batch in ((2048, 4096, 1), (777, 1024, 3)):
+            _empty(head_dim, tokens, context, batch).run(attention)
 
 
-def launch_decode(head_dim: int) -> None:
-    """As Granite 2B and 8B decode at 16,384 tokens of context, then a request of other sizes."""
+def launch_decode() -> None:
+    """As Granite 2B and 8B decode, each twice: the second request is of other sizes."""
     from granite_kernels.kernels.attention_decode import attention_decode
 
-    for context, batch in ((16384, 1), (1280, 13)):
-        _empty(torch.bfloat16, head_dim, 1, context, batch, 32).run(attention_decode)
+    for head_dim in (64, 128):
+        for context, batch in ((16384, 1), (1280, 13)):
+            _empty(head_dim, 1, context, batch).run(attention_decode)

@@ -69,6 +69,19 @@ def last_program_sums(
 
 
 @triton.jit
+def last_of_each_group_sums(x_ptr, partial_ptr, ticket_ptr, y_ptr, programs, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    program = tl.program_id(0)
+    lanes = tl.arange(0, BLOCK)
+    group = program // GROUP
+    tl.store(partial_ptr + program * BLOCK + lanes, tl.load(x_ptr + program * BLOCK + lanes))
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr + group, 1, sem="acq_rel") == tl.minimum(GROUP, programs - group * GROUP) - 1:
+        rows = group * GROUP + tl.arange(0, GROUP)
+        values = tl.load(partial_ptr + rows[:, None] * BLOCK + lanes[None, :], mask=rows[:, None] < programs, other=0.0)
+        tl.store(y_ptr + group, tl.sum(tl.sum(values, 1), 0))
+
+
+@triton.jit
 def reverses_through_memory(x_ptr, scratch_ptr, y_ptr, BLOCK: tl.constexpr, BARRIER: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     base = tl.program_id(0) * BLOCK
@@ -202,7 +215,7 @@ def too_much_shared_memory() -> None:
     product[(1,)](a, b, torch.empty(128, 128), M=128, N=128, K=256, num_warps=8)
 
 
-def sample_step(preset: str, quantization: str, batch: int, context: int, layers: int) -> Callable[[], None]:
+def sample_step(preset: str, quantization: str, batch: int, context: int, layers: int, arch: int) -> Callable[[], None]:
     """A "decode step" like the model's: something before the layers, two launches in each, something after them."""
     rows = 1000  # the last program of a matrix has fewer rows
     square = [torch.zeros(rows, 1024, dtype=torch.bfloat16) for _ in range(layers)]
@@ -219,7 +232,7 @@ def sample_step(preset: str, quantization: str, batch: int, context: int, layers
     return run
 
 
-def step_with_a_growing_layer(preset: str, quantization: str, batch: int, context: int, layers: int) -> Callable[[], None]:
+def step_with_a_growing_layer(preset: str, quantization: str, batch: int, context: int, layers: int, arch: int) -> Callable[[], None]:
     """A second layer that launches something else than the first: no layer to multiply."""
 
     def run() -> None:

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from granite_kernels import launch
 from granite_kernels.bench.offline import compiled
 from granite_kernels.bench.offline.traffic import trace
+from torch import Tensor
+
 from granite_kernels.errors import GraniteError
 from granite_kernels.kernels import attention_decode as module
 from granite_kernels.kernels.attention_decode import attention_decode, workspace_size
-from granite_kernels.launch import Target, attention_decode_launch
+from granite_kernels.launch import AttentionDecodeLaunch, Target, attention_decode_launch
 from granite_kernels.workspace import Workspace
-from torch import Tensor
-
 from tests import attention_cases as cases
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -33,7 +32,7 @@ def fresh_memory_is_nan() -> Iterator[None]:
 def narrow(patch: pytest.MonkeyPatch, splits: int, **shape: int) -> None:
     """As on a GPU of few multiprocessors: `splits` programs a sequence, so that a short cache already gives each several tiles."""
 
-    def fewer(*arguments: object) -> launch.AttentionDecodeLaunch:
+    def fewer(*arguments: object) -> AttentionDecodeLaunch:
         return dataclasses.replace(attention_decode_launch(*arguments), splits=splits, **shape)
 
     patch.setattr(module, "attention_decode_launch", fewer)
@@ -55,7 +54,16 @@ def narrow(patch: pytest.MonkeyPatch, splits: int, **shape: int) -> None:
         (BF16, 32, 32, 3, [150], [7]),
     ],
 )
-def test_is_right(dtype: torch.dtype, head_dim: int, group: int, tokens: int, lengths: list[int], starts: list[int]) -> None:
+def test_is_right(
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    tokens: int,
+    lengths: list[int],
+    starts: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrow(monkeypatch, 5)
     cases.assert_right(attention_decode, cases.inputs(dtype, head_dim, group, tokens, lengths, starts))
 
 
@@ -72,6 +80,10 @@ def test_sixteen_rows_of_their_own_lengths(dtype: torch.dtype, monkeypatch: pyte
     cases.assert_right(attention_decode, cases.inputs(dtype, 64, 2, 1, lengths, [length // 3 for length in lengths], context=256))
 
 
+def test_the_split_of_an_h100() -> None:
+    cases.assert_right(attention_decode, cases.inputs(BF16, 64, 4, 1, [700, 63], [5, 0]))
+
+
 def test_several_kv_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow(monkeypatch, 2)
     cases.assert_right(attention_decode, cases.inputs(BF16, 64, 2, 2, [200, 3], kv_heads=3))
@@ -82,23 +94,26 @@ def test_spans_of_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     cases.assert_right(attention_decode, cases.inputs(BF16, 64, 4, 1, [700, 450]))
 
 
-def test_queries_that_are_padding_yield_zeros() -> None:
+def test_queries_that_are_padding_yield_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 3)
     out = cases.assert_right(attention_decode, cases.inputs(BF16, 64, 4, 5, [0, 10], [3, 20]))
     assert not out[0, :3].any()
     assert not out[1].any()
 
 
-def test_scores_that_overflow_float16() -> None:
+def test_scores_that_overflow_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 3)
     cases.assert_right(attention_decode, cases.inputs(F16, 64, 4, 2, [150], size=100.0, scale=1e-4))
 
 
-def test_one_span_that_no_row_sees_joins_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Early tokens see nothing of the last span: its sums weigh nothing."""
-    narrow(monkeypatch, 33)
-    cases.assert_right(attention_decode, cases.inputs(F32, 128, 1, 16, [9]))
+def test_rows_that_see_nothing_of_a_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tokens see nothing of the last span, whose sums must then weigh nothing."""
+    narrow(monkeypatch, 2)
+    cases.assert_right(attention_decode, cases.inputs(BF16, 64, 1, 16, [56]))
 
 
-def test_bits_depend_neither_on_the_batch_nor_on_padding() -> None:
+def test_bits_depend_neither_on_the_batch_nor_on_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 4)
     case = cases.inputs(BF16, 64, 4, 1, [300, 37, 130], [11, 37, 0])
     together = case.run(attention_decode)
     for index in range(3):
@@ -107,12 +122,13 @@ def test_bits_depend_neither_on_the_batch_nor_on_padding() -> None:
 
 
 def test_order_of_programs_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow(monkeypatch, 7)
-    cases.assert_order_is_free(attention_decode, cases.inputs(BF16, 64, 4, 2, [400, 70]))
+    narrow(monkeypatch, 4)
+    cases.assert_order_is_free(attention_decode, cases.inputs(BF16, 64, 4, 2, [250, 70]))
 
 
-def test_a_workspace_serves_call_after_call() -> None:
+def test_a_workspace_serves_call_after_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tickets are zero after each call, and nothing of the last call's sums is read: lengths grow as in a replayed graph."""
+    narrow(monkeypatch, 4)
     case = cases.inputs(BF16, 64, 4, 1, [190], context=256)
     workspace = Workspace.allocate(*workspace_size(1, 1, 4, 64, 1, H100), "cpu")
 
@@ -128,7 +144,8 @@ def test_a_workspace_serves_call_after_call() -> None:
             cache[:, :, int(case.lengths)] = torch.randn(64)
 
 
-def test_each_slot_is_read_once() -> None:
+def test_each_slot_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 3)
     case = cases.inputs(BF16, 64, 4, 1, [499], context=512)
     with trace(race=True) as traced:
         case.run(attention_decode)
@@ -150,7 +167,8 @@ def test_too_many_tokens() -> None:
         cases.inputs(F32, 64, 2, 17, [5]).run(attention_decode)
 
 
-def test_caches_beyond_32_bits() -> None:
+def test_caches_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 2)
     torch.use_deterministic_algorithms(False)  # which would fill, so touch, the whole memory
     near = cases.inputs(BF16, 64, 2, 3, [5, 9], context=32)
     assert torch.equal(cases.far_rows(64, 3).run(attention_decode), near.run(attention_decode))
@@ -159,12 +177,12 @@ def test_caches_beyond_32_bits() -> None:
 def test_131072_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest context, tiles enlarged to keep the interpreter quick: spans, masks and offsets at their largest."""
     narrow(monkeypatch, 33, block_n=1024)
-    case = cases.inputs(BF16, 64, 4, 1, [131071], context=131072)
-    case.v_cache[:, :, 131071] *= 100  # the last slot must show
-    cases.assert_right(attention_decode, case)
+    case = cases.longest(1)
+    torch.testing.assert_close(case.run(attention_decode), cases.exact(case), rtol=0, atol=1e-5)
 
 
-def test_as_a_torch_operation() -> None:
+def test_as_a_torch_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 2)
     torch.use_deterministic_algorithms(False)
     case = cases.inputs(F32, 64, 2, 1, [70])
     workspace = Workspace.allocate(*workspace_size(1, 1, 2, 64, 1, H100), "cpu")
@@ -182,23 +200,18 @@ def test_one_sequence_fills_the_gpu(target: Target) -> None:
         assert 2 * target.sms - kv_heads < programs <= 2 * target.sms
 
 
-@pytest.mark.parametrize(
-    "archs", [pytest.param((80, 90, 120), id="suite"), pytest.param((86, 89, 100), id="others", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("archs", [pytest.param((90,), id="90"), pytest.param((80, 86, 89, 100, 120), id="others", marks=pytest.mark.slow)])
 def test_compiled_code(archs: tuple[int, ...]) -> None:
-    for head_dim in (64, 128):
-        launches = compiled(f"{cases.__file__}:launch_decode", archs, args=[head_dim])
-        assert [launch.arch for launch in launches] == [arch for arch in archs for _ in range(2)]
-        for launch in launches:
-            tile = 2 * 64 * head_dim * 2  # bytes of k and v
-            assert launch.spills == 0, launch
-            assert set(launch.loop_widths) == {128}
-            assert launch.async_copies > 0
-            assert any(name.startswith("HMMA") for name in launch.tensor_core)
-            assert launch.num_warps * launch.loop_instructions <= 0.06 * tile
-            assert launch.shared <= (99 << 10 if launch.arch in (86, 89, 120) else 163 << 10)
-            assert launch.blocks_per_sm >= 2  # else the grid of one sequence would not fit at once
-            assert launch.pdl == (launch.arch >= 90) == (launch.grid_dependency == 2)
-        for launch in launches[::2]:
-            assert (launch.num_stages - 1) * tile * 2 >= 24 << 10  # in flight on a multiprocessor, two programs each
-        assert [launch.new for launch in launches] == [True, False] * len(archs)  # other sizes compile nothing
+    launches = compiled(f"{cases.__file__}:launch_decode", archs)
+    assert [launch.arch for launch in launches] == [arch for arch in archs for _ in range(4)]
+    assert [launch.new for launch in launches] == [True, False] * 2 * len(archs)  # other sizes compile nothing
+    for launch in launches[::2]:
+        tile = 2 * 64 * int(launch.constexprs["HEAD_DIM"]) * 2  # bytes of k and v
+        assert launch.spills == 0, launch
+        assert set(launch.loop_widths) == {128}
+        assert launch.async_copies > 0
+        assert any(name.startswith("HMMA") for name in launch.tensor_core)
+        assert launch.num_warps * launch.loop_instructions <= 0.06 * tile  # warp instructions a byte
+        assert 2 * tile * (launch.num_stages - 1) >= 24 << 10  # bytes in flight of a multiprocessor's two programs
+        assert launch.blocks_per_sm >= 2
+        assert launch.pdl == (launch.arch >= 90) == (launch.grid_dependency == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from granite_kernels.model import cli, sources
+import torch
+from granite_kernels.model import cli, cli_generate, cli_options, sources
 from granite_kernels.model.cli_chat import Session
+from granite_kernels.model.config import GraniteConfig
 
 from granite_kernels.errors import GraniteError
 from tests import tiny
@@ -160,7 +164,16 @@ class FakeModel:
         yield text
 
 
-def session(monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[FakeModel, Session]:
+class SlowModel(FakeModel):
+    """Stopped before it has said anything."""
+
+    def stream(self, messages: list[dict[str, str]], **arguments: Any) -> Iterator[str]:
+        if messages[-1]["content"] == "stop me":
+            raise KeyboardInterrupt
+        yield from super().stream(messages, **arguments)
+
+
+def session(monkeypatch: pytest.MonkeyPatch, *lines: str, kind: type[FakeModel] = FakeModel) -> tuple[FakeModel, Session]:
     remaining = iter(lines)
 
     def read(prompt: str = "") -> str:
@@ -170,7 +183,7 @@ def session(monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[FakeModel, Se
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", read)
-    model = FakeModel()
+    model = kind()
     started = Session(model, {})  # type: ignore[arg-type]  # only `stream` is asked of it
     started.run()
     return model, started
@@ -192,3 +205,46 @@ def test_ctrl_c_stops_the_answer_and_an_error_stops_nothing(monkeypatch: pytest.
     assert "error: the prompt is too long" in captured.err
     assert "/reset" in captured.err
     assert len(model.asked) == 3
+
+
+def test_an_answer_stopped_before_its_first_word_was_never_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ended = session(monkeypatch, "stop me", "last", kind=SlowModel)
+    assert [message["content"] for message in model.asked[0]] == ["last"]
+    assert [message["content"] for message in ended.messages] == ["last", "You said last"]
+
+
+def test_a_pipe_gets_whole_names_and_no_drawing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "inspect", "demo", "--tensors")
+    assert code == 0
+    assert out.isascii()
+    assert any(line.split() == ["model.layers.29.post_attention_layernorm.weight", "576", "float32", "2,304"] for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"temperature": 1.0}),
+        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": 1.0}),
+        ({"temperature": 0.5}, {"temperature": 0.5, "do_sample": True}),
+        ({"top_p": 0.9}, {"temperature": 1.0, "do_sample": True}),
+        ({"top_k": 40}, {"temperature": 1.0, "do_sample": True}),
+    ],
+)
+def test_sampling_is_what_was_asked_for(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    values = {"temperature": None, "top_k": 0, "top_p": 1.0, "seed": None, "max_new_tokens": 1, **given}
+    assert cli_options.sampling_options(values) == {**values, **expected}
+
+
+def test_a_step_reads_the_chosen_experts_one_row_of_the_embedding_and_the_cache() -> None:
+    def read(config: GraniteConfig, context: float) -> float:
+        weights = 2 * config.parameters()
+        held = SimpleNamespace(config=config, dtype=torch.bfloat16, memory=lambda: SimpleNamespace(weights=weights))
+        return cli_generate.step_bytes(held, context)  # type: ignore[arg-type]  # three attributes are asked of it
+
+    dense = GraniteConfig.preset("3.1-2b")
+    assert read(dense, 0) == 2 * 2_533_531_648
+    assert read(dense, 1000) - read(dense, 0) == 1000 * 80 * 1024
+    untied = dataclasses.replace(dense, tie_word_embeddings=False)
+    assert read(untied, 0) == pytest.approx(read(dense, 0))  # the head is read, the embedding isn't
+    experts = GraniteConfig.preset("3.1-1b-a400m")
+    assert read(experts, 0) == pytest.approx(2 * 428.6e6, rel=1e-3)

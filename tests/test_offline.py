@@ -12,6 +12,7 @@ import pytest
 import torch
 from granite_kernels.bench.offline import cards, compiled, metrics, ptx, sampling, sass
 from granite_kernels.bench.offline.examine import Case, Report, examine, repetitions
+from granite_kernels.bench.offline.requested import Launch, Selection
 from granite_kernels.bench.offline.roofline import bound
 from granite_kernels.bench.offline.tables import COLUMNS, markdown, row
 from granite_kernels.bench.offline.traffic import TraceError, trace
@@ -271,26 +272,46 @@ def test_traffic_of_a_matrix_vector_product() -> None:
     assert launch["y_ptr"].written_bytes >= 128
 
 
-def test_a_sample_counts_up_to_the_whole() -> None:
-    x, w = torch.zeros(512, dtype=BF16), torch.zeros(1022, 512, dtype=BF16)
-    whole, sampled = [], []
-    for sample, results in ((None, whole), (8, sampled)):
-        with trace(race=False, sample=sample) as traced:
-            kernels.run_matrix_vector(x, w)
-        results.append(sampling.count(traced.launches[0]))
-    (exact,), (estimate,) = whole, sampled
-    assert estimate.traced < 12 < exact.traced == 256
-    for name in ("read", "streamed", "reread", "stream_readers"):
-        assert getattr(estimate, name) == getattr(exact, name), name
+def sampled(run: Callable[[], object], unit: int | None = 1) -> Launch:
+    def select(launch: Launch) -> Selection | None:
+        return None if unit is None else sampling.select(launch.grid, unit)
+
+    with trace(race=False, select=select) as traced:
+        run()
+    return traced.launches[0]
+
+
+def products() -> None:
+    kernels.run_matrix_vector(torch.zeros(512, dtype=BF16), torch.zeros(1022, 512, dtype=BF16))
+
+
+def tickets_of_four() -> None:
+    x, y, scratch = torch.zeros(254, 64), torch.zeros(64), torch.empty(254, 64)
+    kernels.last_of_each_group_sums[(254,)](x, scratch, torch.zeros(64, dtype=torch.int32), y, 254, BLOCK=64, GROUP=4)
+
+
+@pytest.mark.parametrize(("run", "unit"), [(products, 1), (tickets_of_four, 4)])
+def test_a_sample_counts_up_to_the_whole(run: Callable[[], None], unit: int) -> None:
+    exact, estimate = sampling.count(sampled(run, None)), sampling.count(sampled(run, unit))
+    assert estimate.traced < exact.traced // 8
+    assert dataclasses.replace(estimate, traced=exact.traced) == exact
+
+
+def test_programs_that_share_a_ticket_are_found() -> None:
+    launch = sampled(tickets_of_four)
+    with pytest.raises(sampling.NotUniformError, match="atomics"):
+        sampling.count(launch)
+    assert sampling.next_unit(launch) == 4
+    for unit in (2, 8):
+        with pytest.raises(sampling.NotUniformError, match="ticket"):
+            sampling.count(sampled(tickets_of_four, unit))
 
 
 def test_samples_that_say_nothing_are_refused() -> None:
-    with trace(race=False, sample=4) as traced:
-        on_tiles(kernels.sums_by_atomics)()
-        shift()
-    for launch in traced.launches:
-        with pytest.raises(sampling.NotUniformError):
-            sampling.count(launch)
+    launch = sampled(lambda: kernels.shifts_in_place[(64,)](torch.zeros(4096), 4096, BLOCK=64))
+    with pytest.raises(sampling.NotUniformError, match="x_ptr"):
+        sampling.count(launch)
+    assert sampling.next_unit(launch) is None
 
 
 # ---------------------------------------------------------------------------------------------- compiled code

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from pathlib import Path
@@ -142,3 +144,32 @@ def test_types_are_checked_across_the_mapping(tmp_path: Path) -> None:
     environment = {"MYPYPATH": "build/tree", "PATH": "/usr/bin:/bin"}
     checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert 'incompatible type "str"; expected "int"' in checked.stdout, checked.stdout + checked.stderr
+
+
+def test_make_gpu_finds_the_package_where_nothing_was_installed(tmp_path: Path) -> None:
+    for name in MAPPED:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    probe = tmp_path / "tests" / "gpu" / "test_probe.py"
+    probe.parent.mkdir(parents=True)
+    probe.write_text(f"""
+import subprocess, sys
+import granite_kernels
+from granite_kernels.model.progress import loading_bar
+
+def test_probe():
+    assert granite_kernels.__file__.startswith({str(tmp_path)!r})
+    assert granite_kernels.__version__ == "0+unknown"
+    subprocess.run([sys.executable, "-S", "-c", "import granite_kernels.model.progress"], check=True)
+""")
+    # -S: without the .pth file of an editable install; what else is installed comes by PYTHONPATH, which `make gpu` must keep
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "granite_kernels" not in entry.name:
+            (libraries / entry.name).symlink_to(entry)
+    environment = {**os.environ, "PYTHONPATH": str(libraries)}
+    command = ["make", "gpu", f"PYTHON={sys.executable} -S"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr

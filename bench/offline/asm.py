@@ -43,11 +43,6 @@ def register_asm(text: str) -> Callable[[Emulation], Emulation]:
     return register
 
 
-def ignore_asm(pattern: str) -> None:
-    """Assembly whose text matches this regular expression at its start does nothing."""
-    NO_OPERATION.append(re.compile(pattern))
-
-
 def run(text: str, constraints: str, values: Sequence[np.ndarray], types: Sequence[tl.dtype], pack: int) -> list[np.ndarray]:
     """The results of the assembly, one array for each type. Raises NotImplementedError where nothing knows the text."""
     key = normalize(text)

@@ -51,7 +51,7 @@ def examine_all(cases: Iterable[tuple[Case, int]] = MATRIX, folder: Path = RESUL
         reports.append(examine(case, arch))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "offline.md").write_text(markdown(reports))
-    (folder / "offline.json").write_text(json.dumps([report.to_json() for report in reports], indent=1) + "\n")
+    (folder / "offline.json").write_text("[\n" + ",\n".join(json.dumps(report.to_json()) for report in reports) + "\n]\n")
     return reports
 
 

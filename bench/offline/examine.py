@@ -7,7 +7,6 @@ and those count as often as the model has layers. Large grids are traced by a sa
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,9 +85,9 @@ class Report:
         }
 
 
-def run_step(entry: str, preset: str, quantization: str, batch: int, context: int, layers: int) -> None:
+def run_step(entry: str, preset: str, quantization: str, batch: int, context: int, layers: int, arch: int) -> None:
     """Build the step of `entry` and run it once: what the children call."""
-    load_entry(entry)(preset, quantization, batch, context, layers)()
+    load_entry(entry)(preset, quantization, batch, context, layers, arch)()
 
 
 def repetitions(one: Sequence[Any], two: Sequence[Any], layers: int) -> list[int]:
@@ -104,15 +103,21 @@ def repetitions(one: Sequence[Any], two: Sequence[Any], layers: int) -> list[int
     raise GraniteError(f"layers differ in their launches: {list(one)} for one, {list(two)} for two")
 
 
-@functools.lru_cache(maxsize=64)
-def _traced(entry: str, case: Case) -> tuple[sampling.Traffic, ...]:
-    records = in_child(f"{__package__}.stages:trace_stage", f"{__name__}:run_step", [entry, *dataclasses.astuple(case), 1], interpret=True)
-    return tuple(map(sampling.from_json, records))
+_KNOWN: dict[tuple[str, Case], dict[str, sampling.Traffic]] = {}  # by key of the launch: architectures share most of them
+
+
+def _traced(entry: str, case: Case, arch: int) -> list[sampling.Traffic]:
+    """The traffic of a step of one layer."""
+    known = _KNOWN.setdefault((entry, case), {})
+    arguments = [entry, *dataclasses.astuple(case), 1, arch]
+    records = in_child(f"{__package__}.stages:trace_stage", f"{__name__}:run_step", arguments, list(known), interpret=True, timeout=3600)
+    known |= {record["key"]: sampling.from_json(record["traffic"]) for record in records if record["traffic"] is not None}
+    return [known[record["key"]] for record in records]
 
 
 def _compiled(entry: str, case: Case, arch: int, streamed: list[int]) -> tuple[list[metrics.Metrics], list[metrics.Metrics]]:
     """The launches of a step of one layer, with dynamic counts, and of two."""
-    runs = [[entry, *dataclasses.astuple(case), layers] for layers in (1, 2)]
+    runs = [[entry, *dataclasses.astuple(case), layers, arch] for layers in (1, 2)]
     one, two = in_child(f"{__package__}.stages:compile_runs", f"{__name__}:run_step", runs, arch, streamed, interpret=False)
     return list(map(metrics.from_json, one)), list(map(metrics.from_json, two))
 
@@ -128,8 +133,8 @@ def examine(case: Case, arch: int = 90, *, layers: int | None = None, entry: str
         from granite_kernels.model.config import GraniteConfig
 
         layers = GraniteConfig.preset(case.preset).num_hidden_layers
-    traced = _traced(entry, case)
-    one, two = _compiled(entry, case, arch, [traffic.streamed for traffic in traced])
+    traced = _traced(entry, case, arch)
+    one, two = _compiled(entry, case, arch, [traffic.followed for traffic in traced])
     launched, seen = [(m.name, m.grid) for m in one], [(t.name, t.grid) for t in traced]
     if launched != seen:
         raise GraniteError(f"interpreted and compiled runs launch different kernels: {seen} and {launched}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import sass
 from .capture import Launch
-from .cards import ARCHITECTURES, cards_of
+from .cards import ARCHITECTURES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +185,3 @@ def from_json(record: dict[str, Any]) -> Metrics:
         name: {int(bits): number for bits, number in record[name].items()} for name in ("load_widths", "streamed_widths", "loop_widths")
     }
     return Metrics(**{**record, **widths, "grid": tuple(record["grid"])})
-
-
-def best_card_flight(metrics: Metrics, streamed: bool = False) -> int:
-    """Bytes in flight on one SM of the architecture's first card."""
-    return metrics.in_flight_per_sm(cards_of(metrics.arch)[0].sms, streamed)

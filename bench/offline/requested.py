@@ -17,6 +17,29 @@ from .races import Access, Shadow
 SECTOR = 32
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Programs of a grid to run, by number, unit after unit. A unit is `unit` programs that follow each other along x."""
+
+    programs: tuple[int, ...]
+    unit: int
+    grid: tuple[int, int, int]
+
+    def unit_of(self, program: int) -> int:
+        inner = self.grid[1] * self.grid[2]
+        return program // inner // self.unit * inner + program % inner
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The units of the selected programs, in order."""
+        return tuple(dict.fromkeys(map(self.unit_of, self.programs)))
+
+    @property
+    def all_units(self) -> int:
+        """Units in the whole grid; the last along x may be smaller."""
+        return -(-self.grid[0] // self.unit) * self.grid[1] * self.grid[2]
+
+
 class Argument:
     """One tensor argument of a launch (several, where they share memory) and what was requested of it."""
 
@@ -26,13 +49,15 @@ class Argument:
         sectors = (high - 1) // SECTOR - self.first_sector + 1
         self.readers = np.zeros(sectors, np.int32)  # programs that requested the sector
         self.writers = np.zeros(sectors, np.int32)
-        self.last_reader = np.full(sectors, -1, np.int64)
-        self.last_writer = np.full(sectors, -1, np.int64)
+        self.last_reader = np.full(sectors, -1, np.int32)
+        self.last_writer = np.full(sectors, -1, np.int32)
         self.requests: Counter[Access] = Counter()  # sectors, summed over operations
-        self.lane_bytes: Counter[Access] = Counter()
-        self.streamed_by_program: Counter[int] = Counter()  # bytes of loads marked evict_first
-        self.read_by_program: Counter[int] = Counter()  # sectors new to the program
-        self.stored_by_program: Counter[int] = Counter()  # bytes
+        # by unit: a program, or in a sampled trace the programs that share a ticket (sampling.Selection)
+        self.fetched: Counter[int] = Counter()  # sectors, once for each program that reads them
+        self.loaded: Counter[int] = Counter()  # bytes of all lanes
+        self.streamed: Counter[int] = Counter()  # of loads marked evict_first
+        self.stored: Counter[int] = Counter()
+        self.by_unit: UnitReads | None = None
         self.shadow = Shadow(name, (high - low) // item + 1) if race else None
 
     def __repr__(self) -> str:
@@ -61,49 +86,60 @@ class Argument:
     @property
     def streamed_bytes(self) -> int:
         """Bytes of loads marked evict_first, which the project gives to weights and cache."""
-        return self.streamed_by_program.total()
+        return self.streamed.total()
 
     @property
     def programs_per_sector(self) -> int:
         """The most programs that request one and the same sector."""
         return int(self.readers.max(initial=0))
 
-    def touch(self, kind: Access, addresses: np.ndarray, size: int, program: int, streamed: bool) -> None:
+    def touch(self, kind: Access, addresses: np.ndarray, size: int, program: int, unit: int, streamed: bool) -> None:
         sectors = np.unique((addresses // np.uint64(SECTOR)).astype(np.int64) - self.first_sector)
         crossing = addresses[addresses % np.uint64(SECTOR) > SECTOR - size]  # elements not aligned to their size
         if crossing.size:
             sectors = np.union1d(sectors, (crossing // np.uint64(SECTOR)).astype(np.int64) + 1 - self.first_sector)
+        moved = addresses.size * size
         self.requests[kind] += sectors.size
-        self.lane_bytes[kind] += addresses.size * size
-        if streamed:
-            self.streamed_by_program[program] += addresses.size * size
+        self.streamed[unit] += moved if streamed else 0
         if kind != "write":
-            new = self._count(sectors, program, self.last_reader, self.readers)
-            self.read_by_program[program] += new
+            self.loaded[unit] += moved
+            self.fetched[unit] += _note(sectors, program, self.last_reader, self.readers)
+            if self.by_unit is not None:
+                self.by_unit.sectors[unit] += _note(sectors, unit, self.by_unit.last, self.by_unit.units)
         if kind != "read":
-            self._count(sectors, program, self.last_writer, self.writers)
-            self.stored_by_program[program] += addresses.size * size
+            self.stored[unit] += moved
+            _note(sectors, program, self.last_writer, self.writers)
 
-    @staticmethod
-    def _count(sectors: np.ndarray, program: int, last: np.ndarray, programs: np.ndarray) -> int:
-        """Note the sectors as touched by the program; how many it hadn't touched before."""
-        new = sectors[last[sectors] != program]
-        programs[new] += 1
-        last[new] = program
-        return new.size
+
+class UnitReads:
+    """How many units read each sector of an argument, and how many sectors each unit reads."""
+
+    def __init__(self, sectors: int) -> None:
+        self.units = np.zeros(sectors, np.int32)
+        self.last = np.full(sectors, -1, np.int32)
+        self.sectors: Counter[int] = Counter()
+
+
+def _note(sectors: np.ndarray, who: int, last: np.ndarray, count: np.ndarray) -> int:
+    """Note the sectors as touched by a program or unit; how many it hadn't touched before."""
+    new = sectors[last[sectors] != who]
+    count[new] += 1
+    last[new] = who
+    return new.size
 
 
 @dataclasses.dataclass
 class Launch:
-    """One launch: its grid, the programs that ran (all, unless sampled), its arguments in memory order, its problems."""
+    """One launch: its grid, its arguments in memory order, its problems; `key` tells it from launches that do other work."""
 
     name: str
     arguments: list[Argument]
     grid: tuple[int, int, int] = (0, 0, 0)
-    sampled: tuple[int, ...] = ()
+    key: str = ""
+    selection: Selection | None = None  # what ran, where not all programs did
     problems: list[str] = dataclasses.field(default_factory=list)
     flops: int = 0  # of tl.dot
-    atomics: int = 0
+    tickets: dict[int, set[int]] = dataclasses.field(default_factory=dict)  # program -> addresses of its atomics
     line_bytes: Counter[tuple[str, int]] = dataclasses.field(default_factory=Counter)  # loads by (file, line), all programs
 
     def __getitem__(self, name: str) -> Argument:

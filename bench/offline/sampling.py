@@ -1,15 +1,14 @@
 """From a traced sample of programs to the whole grid, exactly or not at all.
 
-When a launch has more programs than were traced (first, last and some between), an argument of it counts up in two ways:
+The unit of a sample is a program or, where programs meet at a ticket, those that share one. First and last units,
+neighbours and others are traced along each axis; an argument of the launch then counts up in two ways:
 
-- every traced program reads the same sectors of it: so do all programs, and the sectors are counted once;
-- no two traced programs share a sector, and all but the last touch equally many: so do all programs, and the count is that
-  of one times the programs but one, plus the last's.
+- every traced unit reads the same sectors of it: so do all units, and the sectors are counted once;
+- no two traced units share a sector, and all but the last read equally many: so do all units, and the count is that of one
+  times the units but one, plus the last's.
 
-What is stored is counted in bytes, since programs that store small pieces share sectors without storing the same.
-
-Anything else raises NotUniformError, and so do atomics, whose last program does more than the others; the launch is then traced
-in full.
+Anything else raises NotUniformError and the launch is traced in full; arguments of at most SMALL bytes alone are counted as
+read entirely. What is stored is counted in bytes, since programs that store small pieces share sectors without storing the same.
 """
 
 from __future__ import annotations
@@ -18,7 +17,13 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from .requested import SECTOR, Argument, Launch
+import numpy as np
+
+from .requested import SECTOR, Argument, Launch, Selection
+
+SMALL = 4096
+DOUBLING = [0, 1, 2, 4, 8, 16, 32]  # positions along x that tell how many neighbours share a ticket
+SPREAD = 5
 
 
 class NotUniformError(ValueError):
@@ -28,15 +33,16 @@ class NotUniformError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class ArgumentTraffic:
     """Bytes of one argument: its size; distinct sectors read and written; sectors that go to the SMs, once for each program
-    that asks; the bytes of loads marked evict_first. `programs_per_sector`: the most programs that read one sector."""
+    that asks; lanes of all loads, and of those marked evict_first. `programs_per_sector`: the most that read one sector."""
 
     name: str
     bytes: int
     read: int
     written: int
     to_sms: int
-    programs_per_sector: int
+    loaded: int
     streamed: int
+    programs_per_sector: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,11 @@ class Traffic:
         return sum(argument.streamed for argument in self.arguments)
 
     @property
+    def followed(self) -> int:
+        """The bytes that tell how often loops run: those marked evict_first or, where none are, of all loads."""
+        return self.streamed or sum(argument.loaded for argument in self.arguments)
+
+    @property
     def reread(self) -> int:
         """Bytes to the SMs of all that isn't streamed: activations, norms, metadata read again and again from the cache."""
         return sum(argument.to_sms for argument in self.arguments if not argument.streamed)
@@ -83,51 +94,105 @@ def from_json(record: dict[str, Any]) -> Traffic:
     return Traffic(**{**record, "grid": tuple(record["grid"]), "arguments": arguments})
 
 
+def select(grid: tuple[int, int, int], unit: int = 1) -> Selection | None:
+    """A sample of a grid by units of `unit` programs along x; None where it would be most of the grid."""
+    units = -(-grid[0] // unit)
+    along_x = _picked(units, DOUBLING if unit == 1 else DOUBLING[:2], SPREAD if unit == 1 else 3)
+    others = [_picked(extent, DOUBLING[:2], 2) for extent in grid[1:]]
+    members = np.minimum(along_x[:, None] * unit + np.arange(unit), grid[0])  # past the end: dropped below
+    x, y, z = members[:, None, None, :], others[0][:, None, None], others[1][:, None]
+    numbers = np.where(x < grid[0], (x * grid[1] + y) * grid[2] + z, -1).reshape(-1)
+    programs = tuple(int(number) for number in numbers if number >= 0)
+    return None if 2 * len(programs) > np.prod(grid) else Selection(programs, unit, grid)
+
+
+def _picked(extent: int, fixed: list[int], spread: int) -> np.ndarray:
+    """Positions along an axis: some fixed ones, and some evenly spread from first to last."""
+    positions = np.concatenate([fixed, np.linspace(0, extent - 1, min(spread, extent)).round()]).astype(np.int64)
+    return np.unique(positions[positions < extent])
+
+
+def next_unit(launch: Launch) -> int | None:
+    """The programs along x that seem to share a ticket, told by a sample of single programs; None where it doesn't tell."""
+    selection = launch.selection
+    if selection is None or selection.unit != 1 or not launch.tickets:
+        return None
+    inner = launch.grid[1] * launch.grid[2]
+    tickets = {program // inner: launch.tickets.get(program) for program in selection.programs if program % inner == 0}
+    own = [position for position in tickets if tickets[position] == tickets[0]]
+    if max(own) == launch.grid[0] - 1:
+        return launch.grid[0]
+    apart = [position for position in DOUBLING if position in tickets and position not in own]
+    return apart[0] if apart and apart[0] > 1 else None
+
+
 def count(launch: Launch) -> Traffic:
     """The traffic of all programs of a traced launch. Raises NotUniformError where a sample doesn't tell."""
-    traced = len(launch.sampled)
-    if traced < launch.programs and launch.atomics:
+    selection = launch.selection
+    if selection is None:
+        return Traffic(launch.name, launch.grid, launch.programs, launch.programs, launch.flops, tuple(map(_exact, launch.arguments)))
+    _check_tickets(launch, selection)
+    arguments = tuple(_scaled_up(launch, selection, argument) for argument in launch.arguments)
+    flops = launch.flops * launch.programs // len(selection.programs)
+    return Traffic(launch.name, launch.grid, launch.programs, len(selection.programs), flops, arguments)
+
+
+def _check_tickets(launch: Launch, selection: Selection) -> None:
+    """Programs that meet must be one unit: equal tickets inside, none shared outside."""
+    if not launch.tickets:
+        return
+    if selection.unit == 1:
         raise NotUniformError(f"{launch.name}: programs meet by atomics")
-    arguments = tuple(_argument(launch, argument) for argument in launch.arguments)
-    flops = launch.flops * launch.programs // max(traced, 1)
-    return Traffic(launch.name, launch.grid, launch.programs, traced, flops, arguments)
+    by_unit: dict[int, set[int]] = {}
+    for program in selection.programs:
+        tickets = launch.tickets.get(program, set())
+        if by_unit.setdefault(selection.unit_of(program), tickets) != tickets:
+            raise NotUniformError(f"{launch.name}: a unit of {selection.unit} programs has several tickets")
+    if sum(map(len, by_unit.values())) != len(set().union(*by_unit.values())):
+        raise NotUniformError(f"{launch.name}: units of {selection.unit} programs share tickets")
 
 
-def _argument(launch: Launch, argument: Argument) -> ArgumentTraffic:
-    traced = len(launch.sampled)
-    if traced == launch.programs:
-        read, written = argument.read_bytes, argument.written_bytes
-        to_sms, readers, streamed = argument.cache_bytes, argument.programs_per_sector, argument.streamed_bytes
-        return ArgumentTraffic(argument.name, argument.bytes, read, written, to_sms, readers, streamed)
-    read, shared = _read(launch, argument)
-    readers = launch.programs if shared else argument.programs_per_sector
-    to_sms = read * launch.programs if shared else read
-    stored = _scaled(launch, argument.stored_by_program)
-    written = min(-(-stored // SECTOR) * SECTOR, _room(argument))
-    streamed = _scaled(launch, argument.streamed_by_program)
-    return ArgumentTraffic(argument.name, argument.bytes, read, written, to_sms, readers, streamed)
+def _exact(argument: Argument) -> ArgumentTraffic:
+    return ArgumentTraffic(
+        name=argument.name,
+        bytes=argument.bytes,
+        read=argument.read_bytes,
+        written=argument.written_bytes,
+        to_sms=argument.cache_bytes,
+        loaded=argument.loaded.total(),
+        streamed=argument.streamed_bytes,
+        programs_per_sector=argument.programs_per_sector,
+    )
 
 
-def _read(launch: Launch, argument: Argument) -> tuple[int, bool]:
-    """Bytes of distinct sectors that all programs read, and whether they all read the same."""
-    touched = argument.readers[argument.readers > 0]
-    if touched.size == 0:
-        return 0, False
-    if touched.min() == len(launch.sampled):
-        return touched.size * SECTOR, True
-    if touched.max() > 1:
+def _scaled_up(launch: Launch, selection: Selection, argument: Argument) -> ArgumentTraffic:
+    def scaled(counter: Counter[int]) -> int:
+        """The sum over all units of what the traced ones count."""
+        *most, last = (counter.get(unit, 0) for unit in selection.units)
+        if len(set(most)) > 1:
+            raise NotUniformError(f"{launch.name}: programs do unequal work on '{argument.name}'")
+        return most[0] * (selection.all_units - 1) + last
+
+    reads = argument.by_unit
+    assert reads is not None
+    room = (argument.high - 1) // SECTOR * SECTOR + SECTOR - argument.low // SECTOR * SECTOR  # of all sectors it reaches into
+    touched = reads.units[reads.units > 0]
+    readers = argument.programs_per_sector
+    if touched.size and touched.min() == len(selection.units):
+        read, readers = touched.size * SECTOR, readers * selection.all_units // len(selection.units)
+    elif touched.max(initial=0) <= 1:
+        read = min(scaled(reads.sectors) * SECTOR, room)
+    elif argument.bytes <= SMALL:
+        read, readers = room, launch.programs
+    else:
         raise NotUniformError(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
-    return min(_scaled(launch, argument.read_by_program) * SECTOR, _room(argument)), False
-
-
-def _room(argument: Argument) -> int:
-    """Bytes of all sectors that the argument reaches into, at most."""
-    return -(-argument.bytes // SECTOR) * SECTOR + SECTOR
-
-
-def _scaled(launch: Launch, by_program: Counter[int]) -> int:
-    """The sum over all programs of what the traced ones count."""
-    *most, last = (by_program.get(program, 0) for program in launch.sampled)
-    if len(set(most)) > 1:
-        raise NotUniformError(f"{launch.name}: programs do unequal work")
-    return most[0] * (launch.programs - 1) + last
+    return ArgumentTraffic(
+        name=argument.name,
+        bytes=argument.bytes,
+        read=read,
+        written=min(-(-scaled(argument.stored) // SECTOR) * SECTOR, room),
+        to_sms=scaled(argument.fetched) * SECTOR,
+        loaded=scaled(argument.loaded),
+        streamed=scaled(argument.streamed),
+        programs_per_sector=readers,
+    )

@@ -11,7 +11,7 @@ import torch
 
 from .child import load_entry
 
-SAMPLE = 12  # programs of a large grid that are traced
+FEW = 32  # programs of launches that always run, since what they compute may choose what others read (a router)
 ZEROED = {"empty": torch.zeros, "empty_like": torch.zeros_like}
 
 
@@ -62,28 +62,35 @@ def _zeroed_scratch() -> Iterator[None]:
             setattr(torch, name, function)
 
 
-def trace_stage(entry: str, args: Sequence[Any], sample: int | None = SAMPLE) -> list[dict[str, Any]]:
-    """Traffic of every launch of `entry(*args)`, as `sampling.Traffic` in JSON.
+def trace_stage(entry: str, args: Sequence[Any], known: Sequence[str]) -> list[dict[str, Any]]:
+    """Traffic of every launch of `entry(*args)`: records of `key` and `traffic` (`sampling.Traffic`; None where the key is known).
 
-    Large grids are sampled and counted up exactly (`sampling.count`). Kernels that can't be, because their programs differ
-    or meet by atomics, are traced whole in a second pass.
+    Large grids are sampled and counted up exactly (`sampling`). Where that is refused, another pass samples by the programs
+    that share a ticket, or runs all; a launch whose traffic is known, from an earlier pass or to the caller, isn't run again.
     """
-    from . import interpreter
-    from .sampling import NotUniformError, count
+    from . import interpreter, sampling
+    from .requested import Launch, Selection
     from .traffic import trace
 
     interpreter.install()
     function = load_entry(entry)
-    whole: set[str] = set()
+    found: dict[str, dict[str, Any] | None] = dict.fromkeys(known)
+    units: dict[str, int | None] = {}  # None: all programs
+
+    def select(launch: Launch) -> Selection | None:
+        if launch.key in found and launch.programs > FEW:
+            return Selection((), 1, launch.grid)
+        unit = units.get(launch.key, 1)
+        return None if unit is None else sampling.select(launch.grid, unit)
+
     while True:
-        with _zeroed_scratch(), trace(race=False, sample=sample, whole=whole) as traced:
+        with _zeroed_scratch(), trace(race=False, select=select) as traced:
             function(*args)
-        results, refused = [], set()
-        for launch in traced.launches:
+        missing = [launch for launch in traced.launches if launch.key not in found]
+        for launch in missing:
             try:
-                results.append(dataclasses.asdict(count(launch)))
-            except NotUniformError:
-                refused.add(launch.name)
-        if not refused:
-            return results
-        whole |= refused
+                found[launch.key] = dataclasses.asdict(sampling.count(launch))
+            except sampling.NotUniformError:
+                units[launch.key] = sampling.next_unit(launch)
+        if all(launch.key in found for launch in traced.launches):
+            return [{"key": launch.key, "traffic": found[launch.key]} for launch in traced.launches]

@@ -18,22 +18,27 @@ from granite_kernels.model.granite import Experts, Layer, Weights
 from granite_kernels.model.step import State, step
 from torch import Tensor
 
+from granite_kernels import launch
 from granite_kernels.formats import get
 from granite_kernels.ops import choose
 from granite_kernels.weight import Part, Weight
 from granite_kernels.workspace import Workspace
 
+from .cards import cards_of
+
 DTYPE = torch.bfloat16
 UNQUANTIZED = "none"
 
 
-def decode_step(preset: str, quantization: str, batch: int, context: int, layers: int) -> Callable[[], None]:
-    """A function that runs one decode step of `batch` rows with `context` tokens each, through the first `layers` layers.
+def decode_step(preset: str, quantization: str, batch: int, context: int, layers: int, arch: int) -> Callable[[], None]:
+    """A function that runs one decode step of `batch` rows with `context` tokens each, through the first `layers` layers, with
+    the launch shapes of `arch`.
 
     `quantization` is "none" (bfloat16) or the name of a format, for all matrices. Raises GraniteError for unknown names.
     """
     config = dataclasses.replace(GraniteConfig.preset(preset), num_hidden_layers=layers)
     weights = _weights(config, quantization, batch)
+    launch.INTERPRETED = launch.Target(arch, cards_of(arch)[0].sms)  # this process is a child of `examine`'s and does nothing else
     # under capture tensors stay on the CPU while kernels are compiled for a GPU
     device = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
     workspace = Workspace.allocate(1 << 16, 1 << 24, "cpu")

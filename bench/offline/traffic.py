@@ -15,7 +15,7 @@ different values to one address).
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +25,12 @@ import triton
 
 from .hooks import SEVERAL, hooked
 from .races import Access, Clocks
-from .requested import Argument, Launch, gather
+from .requested import Argument, Launch, Selection, UnitReads, gather
 
 HERE = str(Path(__file__).parent)
 TRITON = str(Path(triton.__file__).parent)
 Order = Literal["forward", "reverse", "random"]
+Select = Callable[[Launch], Selection | None]  # None: all programs
 
 
 class TraceError(RuntimeError):
@@ -39,15 +40,15 @@ class TraceError(RuntimeError):
 class Tracer:
     """The observer behind `trace`. `launches` in order; `problems` of all of them."""
 
-    def __init__(self, race: bool, order: Order, seed: int, strict: bool, sample: int | None, whole: Collection[str]) -> None:
+    def __init__(self, race: bool, order: Order, seed: int, strict: bool, select: Select | None) -> None:
         if order not in ("forward", "reverse", "random"):
             raise ValueError(f"order is {order!r}; there are forward, reverse, random")
         self.race, self.order, self.strict = race, order, strict
-        self.sample, self.whole = sample, whole
+        self.select = select
         self.generator = np.random.default_rng(seed)
         self.launches: list[Launch] = []
         self.current: Launch | None = None
-        self.number = -1
+        self.number = self.unit = -1
         self._error: TraceError | None = None
 
     @property
@@ -56,7 +57,8 @@ class Tracer:
 
     def begin(self, name: str, arguments: list[tuple[str, Any]]) -> None:
         found = gather(arguments, self.race)
-        self.current = Launch(name, found)
+        others = {name: str(getattr(value, "__name__", value)) for name, value in arguments if not hasattr(value, "data_ptr")}
+        self.current = Launch(name, found, key=f"{name} {[(argument.name, argument.bytes) for argument in found]} {others}")
         self.starts = np.array([argument.low for argument in found], np.uint64)
         self.ends = np.array([argument.high for argument in found], np.uint64)
         self.clocks = Clocks(self.problem)
@@ -68,17 +70,21 @@ class Tracer:
     def sequence(self, grid: tuple[int, int, int]) -> np.ndarray:
         assert self.current is not None
         self.current.grid = grid
+        self.current.key = f"{grid} {self.current.key}"
         chosen = np.arange(self.current.programs)
-        if self.sample is not None and self.current.name not in self.whole:
-            x, y, z = (_picked(extent, self.sample) for extent in grid)
-            chosen = ((x[:, None, None] * grid[1] + y[:, None]) * grid[2] + z).reshape(-1)
-        self.current.sampled = tuple(map(int, chosen))
+        if self.select is not None and (selection := self.select(self.current)) is not None:
+            self.current.selection = selection
+            chosen = np.array(selection.programs, np.int64)
+            for argument in self.current.arguments:
+                argument.by_unit = UnitReads(argument.readers.size)
         if self.order == "random":
             return self.generator.permutation(chosen)
         return chosen[::-1] if self.order == "reverse" else chosen
 
     def program(self, number: int) -> None:
+        assert self.current is not None
         self.number = self.clocks.program = number
+        self.unit = number if self.current.selection is None else self.current.selection.unit_of(number)
 
     def problem(self, kind: str, message: str) -> None:
         assert self.current is not None
@@ -113,7 +119,8 @@ class Tracer:
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         if kind == "read":
             launch.line_bytes[_kernel_line()] += addresses.size * size
-        launch.atomics += kind == "atomic"
+        if kind == "atomic":
+            launch.tickets.setdefault(self.number, set()).update(map(int, addresses))
         index = np.searchsorted(self.starts, addresses, side="right").astype(np.int64) - 1
         owner = pointers.attr.get("owner")
         stray = (index < 0) | (addresses + np.uint64(size) > self.ends[np.maximum(index, 0)])
@@ -125,7 +132,7 @@ class Tracer:
         for position in np.unique(index):
             argument = launch.arguments[position]
             inside = addresses[index == position]
-            argument.touch(kind, inside, size, self.number, streamed)
+            argument.touch(kind, inside, size, self.number, self.unit, streamed)
             if kind == "write" and values is not None and values.size == inside.size:
                 self._duplicates(argument, inside, values)
             if argument.shadow is not None:
@@ -162,12 +169,6 @@ class Tracer:
             self.current.flops += flops
 
 
-def _picked(extent: int, sample: int) -> np.ndarray:
-    """Positions along one axis of a grid: first and last, neighbours, and others evenly spread."""
-    spread = np.linspace(0, extent - 1, min(sample, extent)).round().astype(np.int64)
-    return np.unique(np.minimum(np.concatenate([spread, [1]]), extent - 1))
-
-
 def _kernel_line() -> tuple[str, int]:
     """File name and line of the kernel (or device function) that runs."""
     frame: Any = sys._getframe(1)
@@ -183,16 +184,14 @@ def trace(
     *,
     seed: int = 0,
     strict: bool = False,
-    sample: int | None = None,
-    whole: Collection[str] = (),
+    select: Select | None = None,
 ) -> Iterator[Tracer]:
     """Trace every interpreted launch inside the context (`interpreter.install()` first).
 
     `order` is the sequence in which the programs of a grid run: a GPU promises none, so a kernel must give the same bits in
-    all three. `race` looks for races too; `strict` raises TraceError at the first problem. `sample` runs about so many
-    programs along each axis of a grid, first, last and neighbours among them, but all programs of the kernels named in
-    `whole`; results are then incomplete: for counting alone, see `sampling`.
+    all three. `race` looks for races too; `strict` raises TraceError at the first problem. `select` may
+    choose the programs of a launch that run; results are then incomplete: for counting alone, see `sampling`.
     """
-    tracer = Tracer(race, order, seed, strict, sample, whole)
+    tracer = Tracer(race, order, seed, strict, select)
     with hooked(tracer):
         yield tracer

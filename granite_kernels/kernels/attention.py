@@ -180,7 +180,7 @@ def _attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, sta
         return out
     rows = tokens * (heads // kv_heads)
     where = target(q)
-    shape = attention_launch(rows, head_dim, q.dtype, where)
+    shape = attention_launch(head_dim, q.dtype, where)
     pdl = q.is_cuda and where.arch >= 90
     _attention_kernel[(triton.cdiv(rows, shape.block_m), kv_heads, batch)](
         q,

@@ -168,7 +168,7 @@ def _attention_decode(
     where = target(q)
     shape = attention_decode_launch(rows, kv_heads, head_dim, q.dtype, where)
     blocks = triton.cdiv(rows, shape.block_m)
-    block_r = min(triton.next_power_of_2(rows), shape.block_m)
+    block_r = min(triton.next_power_of_2(group), shape.block_m) if tokens == 1 else shape.block_m  # three kernels serve all tokens
     sums = batch * kv_heads * shape.splits * rows * head_dim
     pdl = q.is_cuda and where.arch >= 90
     _attention_decode_kernel[(shape.splits, kv_heads, batch * blocks)](

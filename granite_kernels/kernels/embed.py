@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from granite_kernels.launch import target
+from granite_kernels.errors import GraniteError
+from granite_kernels.launch import DTYPES, target
 from granite_kernels.reference.embed import embed as reference_embed
 from granite_kernels.weight import DENSE, Weight
 
@@ -71,9 +72,15 @@ def _(ids: Tensor, weight: Tensor, multiplier: float, dtype: torch.dtype) -> Ten
 def embed(ids: Tensor, weight: Weight, *, multiplier: float, dtype: torch.dtype) -> Tensor:
     """Rows `ids` [batch, tokens] of weight [vocab, hidden], times `multiplier`: [batch, tokens, hidden] in `dtype`.
 
-    Ids must lie within the vocabulary: whoever takes them from outside checks that. Packed rows are decoded in PyTorch.
+    Ids are int64 and must lie within the vocabulary: whoever takes them from outside checks that. Packed rows are decoded in
+    PyTorch, only those that were asked for. Raises GraniteError.
     """
     if weight.formats != (DENSE,):
         return reference_embed(ids, weight, multiplier=multiplier, dtype=dtype)
-    out: Tensor = _embed(ids.contiguous(), weight.parts[0].planes[0], multiplier, dtype)
+    plane = weight.parts[0].planes[0]
+    if ids.dtype != torch.int64:
+        raise GraniteError(f"ids are {ids.dtype}: expected int64")
+    if plane.dtype not in DTYPES or dtype not in DTYPES:
+        raise GraniteError(f"from {plane.dtype} to {dtype}: expected float32, bfloat16 or float16 for both")
+    out: Tensor = _embed(ids.contiguous(), plane, multiplier, dtype)
     return out

@@ -72,8 +72,9 @@ def _rope_append_kernel(
     HALF_BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    sequence, token = row // tokens, row % tokens
+    row = tl.program_id(0)
+    sequence, token = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)  # a 64-bit division is some hundred instructions
+    row = row.to(tl.int64)
     slot = tl.load(lengths_ptr + sequence).to(tl.int64) + token
     at = tl.arange(0, HALF_BLOCK)[None, :]
     within = at < HEAD_DIM // 2
@@ -98,7 +99,8 @@ def _rope_append_kernel(
     tl.store(k_cache_ptr + to, first.to(dtype), mask=mask)
     tl.store(k_cache_ptr + to + HEAD_DIM // 2, second.to(dtype), mask=mask)
 
-    v = v_ptr + sequence * _wide(v_stride_batch, ALIGNED) + token * _wide(v_stride_token, ALIGNED) + head * _wide(v_stride_head, ALIGNED) + at
+    v_ptr += sequence * _wide(v_stride_batch, ALIGNED) + token * _wide(v_stride_token, ALIGNED)
+    v = v_ptr + head * _wide(v_stride_head, ALIGNED) + at
     tl.store(v_cache_ptr + to, tl.load(v, mask=mask, other=0.0), mask=mask)
     tl.store(v_cache_ptr + to + HEAD_DIM // 2, tl.load(v + HEAD_DIM // 2, mask=mask, other=0.0), mask=mask)
 

@@ -22,7 +22,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES, target
 
-BLOCK = 8192
+BLOCK = 8192  # keys a pass takes at a time; the first pass, which divides as well, takes half of it to keep its registers
 WARPS = 16
 NOTHING = tl.constexpr(-2139095041)  # the key of -inf
 
@@ -52,7 +52,7 @@ def _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, penalty, BLOCK: tl
     lane = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), NOTHING - 1, tl.int32)
     index = tl.full((BLOCK,), 0, tl.int32)
-    for begin in range(0, vocab, BLOCK):
+    for begin in range(0, tl.cdiv(vocab, 2 * BLOCK) * 2 * BLOCK, BLOCK):
         at = begin + lane
         score = tl.load(logits_ptr + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
         score = tl.where(score == score, score, float("-inf"))
@@ -61,7 +61,7 @@ def _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, penalty, BLOCK: tl
             score = tl.where(seen, tl.where(score > 0, tl.div_rn(score, penalty), score * penalty), score)
         if temperature > 0:
             key = tl.maximum(_key(tl.div_rn(score, temperature)), NOTHING)
-            tl.store(keys_ptr + at, key)  # the last block's rest is there for all passes to read
+            tl.store(keys_ptr + at, key)  # behind the vocabulary as well: the passes read whole blocks of twice this size
         else:
             key = _key(score)
         index = tl.where(key > best, at, index)
@@ -166,7 +166,7 @@ def _sample_kernel(
     seen_ptr += row * vocab
     keys_ptr += row * (tl.cdiv(vocab, BLOCK) * BLOCK)
     temperature = tl.load(sampling_ptr)
-    top, chosen = _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, tl.load(sampling_ptr + 3), BLOCK)
+    top, chosen = _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, tl.load(sampling_ptr + 3), BLOCK // 2)
     step = tl.load(steps_ptr + row).to(tl.int64) if STEP else row * 0
     room = (step < capacity) if STEP else True  # a row that goes on behind the end of its buffers spoils nothing
     if temperature > 0:
@@ -298,7 +298,8 @@ def sample_step(
     """
     batch = logits.shape[0]
     _check(logits, uniforms[:1].view(-1), seen, sampling)
-    if ids.shape != (batch, 1) or tokens.shape != (batch, uniforms.shape[0]) or any(c.numel() != batch for c in (positions, lengths, steps)):
+    counters = positions.numel(), lengths.numel(), steps.numel()
+    if ids.shape != (batch, 1) or tokens.shape != (batch, uniforms.shape[0]) or counters != (batch, batch, batch):
         raise GraniteError(f"the state's tensors must have a row, and the tokens a column for each of {uniforms.shape[0]} uniforms a row")
     if not all(t.is_contiguous() for t in (uniforms, ids, positions, lengths, steps, tokens)):
         raise GraniteError("the state's tensors must be contiguous")

@@ -83,7 +83,9 @@ def product(
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """This program's share of the product: float32 [16 GROUPS, TOKENS], rows ordered [group, first | second, 8]."""
+    """This program's share of the product, float32 [16 GROUPS, TOKENS], rows ordered [group, first | second, 8]; and of each
+    token's sum of squares, float32 [TOKENS], where NORM is 1.
+    """
     block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
     SPAN: tl.constexpr = 32 * UNROLL
     CHUNK: tl.constexpr = (COLUMNS + SPLITS * WARPS * SPAN - 1) // (SPLITS * WARPS * SPAN) * SPAN  # of one warp
@@ -101,10 +103,11 @@ def product(
         gdc_launch_dependents()
         prefetch(weight_row + tl.minimum(k, COLUMNS - 1))
         gdc_wait()
-    inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, ONE) if NORM else tl.full((TOKENS,), 1.0, tl.float32)
+    inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, ONE) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
     token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
     x_row = x_ptr + token.to(tl.int64) * COLUMNS
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
+    products = tl.zeros((WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
     for begin in tl.range(0, CHUNK, SPAN, num_stages=1):
         for step in tl.static_range(UNROLL):
             at = k + begin + step * 32 + e
@@ -114,28 +117,37 @@ def product(
             else:
                 weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
                 x = tl.load(x_row + at, mask=at < COLUMNS, other=0.0)
+            if NORM == 1:
+                both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))  # the registers of x serve both sides
+                products = tl.dot(left_fragment(both, 1, WARPS, KWIDTH), right_fragment(x, TOKENS, WARPS, KWIDTH), products)
             x = apply_norm(x, norm_ptr + (at + 0 * token), at < COLUMNS, inverse, TOKENS, EVEN, NORM)
             left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
             acc = tl.dot(left, right_fragment(x, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
-    y = tl.sum(acc, 0)
-    return y * inverse[None, :] if NORM == 1 else y
+    own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
+    return tl.sum(acc, 0), tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
 
 
 @triton.jit
-def meet(y, tickets_ptr, partials_ptr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
-    """(sums of all programs of this row block, whether this is the program to go on): the last one is, and adds in split order."""
+def meet(y, squares, tickets_ptr, partials_ptr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr):
+    """Both sums over all programs of this row block, and whether this program goes on: the last one does, adding in split order."""
     if SPLITS == 1:
-        return y, True
+        return y, squares, True
     block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
-    SIZE: tl.constexpr = 16 * GROUPS * TOKENS
+    SIZE: tl.constexpr = (16 * GROUPS + 1) * TOKENS
     own = partials_ptr + block.to(tl.int64) * (SPLITS * SIZE)
-    at = tl.arange(0, 16 * GROUPS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    token = tl.arange(0, TOKENS)
+    at = TOKENS + tl.arange(0, 16 * GROUPS)[:, None] * TOKENS + token[None, :]
     tl.store(own + split * SIZE + at, y)
+    if NORM == 1:
+        tl.store(own + split * SIZE + token, squares)
     tl.debug_barrier()  # every thread's stores come before the ticket
     last = tl.atomic_add(tickets_ptr + block, 1, sem="acq_rel") == SPLITS - 1
-    total = tl.zeros((16 * GROUPS, TOKENS), tl.float32)
+    y = tl.zeros((16 * GROUPS, TOKENS), tl.float32)
+    squares = tl.zeros((TOKENS,), tl.float32)
     if last:
         for index in tl.static_range(SPLITS):
-            total += tl.load(own + index * SIZE + at, cache_modifier=".cg")
+            y += tl.load(own + index * SIZE + at, cache_modifier=".cg")
+            if NORM == 1:
+                squares += tl.load(own + index * SIZE + token, cache_modifier=".cg")
         tl.atomic_xchg(tickets_ptr + block, 0, sem="relaxed")  # so that the next launch, or a replayed graph, starts at zero
-    return total, last
+    return y, squares, last

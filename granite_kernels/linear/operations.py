@@ -16,6 +16,7 @@ from torch import Tensor
 from granite_kernels.launch import matrix_launch, target
 from granite_kernels.linear.body import first_rows, meet, product
 from granite_kernels.linear.epilogue import store_added, store_divided, store_rotated, store_swiglu
+from granite_kernels.linear.prologue import normed
 
 NEIGHBOURS = 8  # `half` of a matrix whose rows have no partners: sixteen neighbours a group
 STRIDES = ["k_cache_stride_batch", "k_cache_stride_head", "v_cache_stride_batch", "v_cache_stride_head"]
@@ -53,12 +54,13 @@ def _linear_kernel(
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    y = product(
+    y, squares = product(
         x_ptr, norm_ptr, planes, ends, tokens, rows, 8, eps,
         COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
     )  # fmt: skip
-    y, last = meet(y, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS)
+    y, squares, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, NORM)
     if last:
+        y = normed(y, squares, eps, COLUMNS, NORM)
         store_divided(y, tl.program_id(0) // SPLITS, out_ptr, tokens, rows, scaling, GROUPS, TOKENS)
 
 
@@ -85,11 +87,11 @@ def _linear_add_kernel(
     KWIDTH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    y = product(
+    y, squares = product(
         x_ptr, x_ptr, planes, ends, tokens, rows, 8, 0.0,
         COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, 0, PDL,
     )  # fmt: skip
-    y, last = meet(y, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS)
+    y, _, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, 0)
     if last:
         store_added(y, tl.program_id(0) // SPLITS, residual_ptr, out_ptr, tokens, rows, scale, GROUPS, TOKENS)
 
@@ -119,12 +121,13 @@ def _norm_gate_up_swiglu_kernel(
     PDL: tl.constexpr,
 ):
     inner = rows // 2
-    y = product(
+    y, squares = product(
         x_ptr, norm_ptr, planes, ends, tokens, rows, inner, eps,
         COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
     )  # fmt: skip
-    y, last = meet(y, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS)
+    y, squares, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, NORM)
     if last:
+        y = normed(y, squares, eps, COLUMNS, NORM)
         store_swiglu(y, tl.program_id(0) // SPLITS, out_ptr, tokens, inner, GROUPS, TOKENS)
 
 
@@ -166,12 +169,13 @@ def _norm_qkv_rope_append_kernel(
     PDL: tl.constexpr,
 ):
     HALF: tl.constexpr = HEAD_DIM // 2
-    y = product(
+    y, squares = product(
         x_ptr, norm_ptr, planes, ends, tokens, rows, HALF, eps,
         COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
     )  # fmt: skip
-    y, last = meet(y, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS)
+    y, squares, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, NORM)
     if last:
+        y = normed(y, squares, eps, COLUMNS, NORM)
         row = first_rows(tl.program_id(0) // SPLITS, HALF, GROUPS)
         store_rotated(
             y, row, rotary_ptr, positions_ptr, lengths_ptr, q_ptr, k_cache_ptr, v_cache_ptr,

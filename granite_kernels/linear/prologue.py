@@ -2,10 +2,14 @@
 
     h = x / sqrt(mean(x^2) + eps) * norm
 
-A program reads x once to know the mean of squares, which costs little: x is in L2 and small against the program's weights.
-NORM is 0 for none; 1 where x * norm is one product of the model's own dtype and the root is applied to the finished sums, a
-rounding less than the model makes; 2 where h is made as the model makes it, because x * norm could overflow (float16) or the
-sums should see what the model's do (float32).
+NORM is 0 for none.
+
+1 (bfloat16): x * norm is one product of the model's own dtype and the root is applied to the finished sums, a rounding less than
+the model makes. The squares are summed on the way: the fragments of x, already in registers, multiply one another (2 tensor-core
+instructions a step, where reading x beforehand would delay the first weights), and the diagonal is what is wanted.
+
+2 (float16, where x * norm could overflow, and float32): h is made as the model makes it, and a program reads x beforehand to know
+its root. x is in L2 and small against the program's weights.
 """
 
 from __future__ import annotations
@@ -42,3 +46,9 @@ def apply_norm(x, norm_ptrs, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.con
         return x * norm
     factor = tl.reshape(inverse, (TOKENS // 8, 1, 8, 1, 1))
     return (x.to(tl.float32) * factor).to(x.dtype) * norm
+
+
+@triton.jit
+def normed(y, squares, eps, COLUMNS: tl.constexpr, NORM: tl.constexpr):
+    """The finished sums y [rows, TOKENS], times 1 / sqrt(mean of squares + eps) where that was left for the end."""
+    return y * tl.rsqrt(squares / COLUMNS + eps)[None, :] if NORM == 1 else y
