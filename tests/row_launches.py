@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from granite_kernels.kernels.embed import embed
+from granite_kernels.kernels.moe import norm_route
 from granite_kernels.kernels.norm import add_rms_norm, rms_norm
 from granite_kernels.kernels.rope import rope_append
 from granite_kernels.kernels.sample import sample_step
@@ -24,6 +25,8 @@ def rows() -> None:
     for hidden in (2048, 16384):
         rms_norm(empty(64, hidden), empty(hidden), eps=1e-5)
         add_rms_norm(empty(64, hidden), empty(64, hidden), empty(hidden), eps=1e-5, scale=0.22)
+    for hidden, experts in ((1024, 32), (1536, 40)):
+        norm_route(empty(1, 4, hidden), empty(hidden), empty(experts, hidden, dtype=torch.float32), top_k=8, eps=1e-5)
     swiglu(empty(64, 2 * 8192))
     for head_dim in (64, 128):
         q, k, v = empty(1, 64, 48, head_dim).split((32, 8, 8), dim=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -16,15 +17,27 @@ from typing import Any
 
 import pytest
 import torch
-from granite_kernels.model import cli, cli_generate, cli_options, sources
+from granite_kernels.model import cli, cli_chat, cli_generate, cli_options, sources
 from granite_kernels.model.cli_chat import Session
 from granite_kernels.model.config import GraniteConfig
 
+from granite_kernels import GraniteForCausalLM
 from granite_kernels.errors import GraniteError
 from tests import tiny
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 PROMPT = "Name the capital of France."
+
+
+@pytest.fixture(scope="module")
+def demo() -> GraniteForCausalLM:
+    return sources.open_model("demo")
+
+
+@pytest.fixture
+def opened(demo: GraniteForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is opened is the demonstration model, loaded once for all tests that aren't about loading."""
+    monkeypatch.setattr(sources, "open_model", lambda source, **options: demo)
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -49,20 +62,42 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (("nonsense",), "nonsense"),
         (("generate", "random:9b", "--prompt", "x"), "9b"),
         (("inspect", "random:3.1-2b"), "no checkpoint"),
-        (("generate", "demo", "--prompt", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
-        (("generate", "demo", "--prompt", "x", "--max-new-tokens", "99999"), "need a context of"),
-        (("generate", "demo", "--prompt", "x", "--temperature", "-1"), "temperature is -1"),
-        (("generate", "demo", "--prompt", "", "--raw"), "prompt is empty"),
         (("generate", "demo", "--prompt", "x", "--backend", "best"), "backend is 'best'"),
         (("generate", "demo", "--prompt", "x", "--device", "cuda"), "device is 'cuda'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
-    code, out, err = call(capsys, *arguments)
+    told(call(capsys, *arguments), message)
+
+
+def told(outcome: tuple[int, str, str], message: str) -> None:
+    code, out, err = outcome
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.usefixtures("opened")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt", "x", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("--prompt", "x", "--max-new-tokens", "99999"), "need a context of"),
+        (("--prompt", "x", "--temperature", "-1"), "temperature is -1"),
+        (("--prompt", "x", "--top-p", "1.5"), "top_p is 1.5"),
+        (("--prompt", "", "--raw"), "prompt is empty"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+    told(call(capsys, "generate", "demo", *arguments), message)
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("inspect", "nowhere.gguf")])
+def test_a_process_exits_with_2_and_no_traceback(arguments: tuple[str, ...]) -> None:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=60)
+    told((process.returncode, out.decode(), err.decode()), arguments[-1])
 
 
 def test_without_the_demo_package_it_says_how_to_install_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +130,7 @@ def test_json_and_streamed_text_agree(capsys: pytest.CaptureFixture[str]) -> Non
     assert "loading" not in err  # a progress bar belongs on a terminal
 
 
+@pytest.mark.usefixtures("opened")
 def test_raw_continues_the_text_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "generate", "demo", "--prompt", "1, 2, 3, 4,", "--raw", "--max-new-tokens", "6")
     assert code == 0
@@ -150,11 +186,15 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 class FakeModel:
     """Answers with what it was asked; stands in for a model where only the session matters."""
 
+    tokenizer = SimpleNamespace(chat_template="{{ messages }}")
+
     def __init__(self) -> None:
         self.asked: list[list[dict[str, str]]] = []
+        self.arguments: list[dict[str, Any]] = []
 
     def stream(self, messages: list[dict[str, str]], **arguments: Any) -> Iterator[str]:
         self.asked.append(list(messages))
+        self.arguments.append(arguments)
         text = messages[-1]["content"]
         if text == "too long":
             raise GraniteError("the prompt is too long")
@@ -205,6 +245,31 @@ def test_ctrl_c_stops_the_answer_and_an_error_stops_nothing(monkeypatch: pytest.
     assert "error: the prompt is too long" in captured.err
     assert "/reset" in captured.err
     assert len(model.asked) == 3
+
+
+def test_the_verb_opens_the_model_once_and_reads_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FakeModel()
+    calls = []
+
+    def open_model(source: str, **options: Any) -> FakeModel:
+        calls.append((source, options["max_context"]))
+        return model
+
+    monkeypatch.setattr(sources, "open_model", open_model)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\ntoo long\nagain\n/exit\nunread\n"))
+    code, out, err = call(capsys, "chat", "any/model", "--max-context", "512", "--seed", "7")
+    assert (code, out) == (0, "You said hello\nYou said again\n")
+    assert err.splitlines() == [cli_chat.HELP, "error: the prompt is too long"]
+    assert calls == [("any/model", 512)]
+    assert [argument["seed"] for argument in model.arguments] == [7, 7, 7]
+    assert "max_context" not in model.arguments[0]
+
+
+def test_a_model_without_a_template_cannot_chat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "open_model", lambda source, **options: SimpleNamespace(tokenizer=None))
+    told(call(capsys, "chat", "any/model"), "any/model has no chat template")
 
 
 def test_an_answer_stopped_before_its_first_word_was_never_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,11 +119,11 @@ def test_every_number_of_tokens(name: str, tokens: int) -> None:
     verify(make(name, 1, tokens, columns=32, rows=32, heads=(2, 1, 16)), ORDERS[:1])
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 16])
+@pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_order_of_programs(name: str, tokens: int) -> None:
     """The order in which programs finish, of which the last one adds up, changes no bit."""
-    verify(make(name, 1, tokens, columns=512, rows=64))
+    verify(make(name, 1, tokens, columns=512, rows=48, heads=(1, 1, 16)))
 
 
 @pytest.mark.parametrize("dtype", [FP16, FP32])
@@ -202,10 +202,7 @@ def real_shapes() -> list[tuple[str, int, int, int]]:
 def test_real_sizes(name: str, rows: int, columns: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = matrix_launch(rows, columns, tokens, INTERPRETED)
     monkeypatch.setattr(operations, "matrix_launch", lambda *_: shape)
-    verify(
-        make(name, tokens, 1, columns=columns, rows=64 if "gate" in name else 67, heads=(1, 1, dim) if dim < 128 else (1, 1, 32)),
-        ORDERS[:1],
-    )
+    verify(make(name, tokens, 1, columns=columns, rows=64 if "gate" in name else 33, heads=(1, 1, 32)), ORDERS[:1])
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ neighbours and others are traced along each axis; an argument of the launch then
 - no two traced units share a sector, and all but the last read equally many: so do all units, and the count is that of one
   times the units but one, plus the last's.
 
-Anything else raises NotUniformError and the launch is traced in full; arguments of at most SMALL bytes alone are counted as
-read entirely. What is stored is counted in bytes, since programs that store small pieces share sectors without storing the same.
+Anything else raises NotUniformError and the launch is traced in full, but for arguments of which at most SMALL bytes are read
+even if no unit shared a sector with another (tickets, lengths): that bound is taken. What is stored is counted in bytes, since
+programs that store small pieces share sectors without storing the same.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def _check_tickets(launch: Launch, selection: Selection) -> None:
         raise NotUniformError(f"{launch.name}: programs meet by atomics")
     by_unit: dict[int, set[int]] = {}
     for program in selection.programs:
-        tickets = launch.tickets.get(program, set())
-        if by_unit.setdefault(selection.unit_of(program), tickets) != tickets:
+        tickets = launch.tickets.get(program)  # a program without work takes none
+        if tickets is not None and by_unit.setdefault(selection.unit_of(program), tickets) != tickets:
             raise NotUniformError(f"{launch.name}: a unit of {selection.unit} programs has several tickets")
     if sum(map(len, by_unit.values())) != len(set().union(*by_unit.values())):
         raise NotUniformError(f"{launch.name}: units of {selection.unit} programs share tickets")
@@ -180,12 +181,12 @@ def _scaled_up(launch: Launch, selection: Selection, argument: Argument) -> Argu
     readers = argument.programs_per_sector
     if touched.size and touched.min() == len(selection.units):
         read, readers = touched.size * SECTOR, readers * selection.all_units // len(selection.units)
-    elif touched.max(initial=0) <= 1:
-        read = min(scaled(reads.sectors) * SECTOR, room)
-    elif argument.bytes <= SMALL:
-        read, readers = room, launch.programs
     else:
-        raise NotUniformError(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
+        read = min(scaled(reads.sectors) * SECTOR, room)
+        if touched.max(initial=0) > 1:
+            readers = launch.programs  # a bound, as `read` is
+            if read > SMALL:
+                raise NotUniformError(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
     return ArgumentTraffic(
         name=argument.name,
         bytes=argument.bytes,

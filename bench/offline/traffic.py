@@ -58,7 +58,7 @@ class Tracer:
     def begin(self, name: str, arguments: list[tuple[str, Any]]) -> None:
         found = gather(arguments, self.race)
         others = {name: str(getattr(value, "__name__", value)) for name, value in arguments if not hasattr(value, "data_ptr")}
-        self.current = Launch(name, found, key=f"{name} {[(argument.name, argument.bytes) for argument in found]} {others}")
+        self.current = Launch(name, found, key=f"{name} {sorted((argument.name, argument.bytes) for argument in found)} {others}")
         self.starts = np.array([argument.low for argument in found], np.uint64)
         self.ends = np.array([argument.high for argument in found], np.uint64)
         self.clocks = Clocks(self.problem)

@@ -71,8 +71,8 @@ def _norm_route_kernel(
     token = tl.program_id(0).to(tl.int64)
     x_ptr += token * hidden
     column = tl.arange(0, HIDDEN)
-    x = tl.load(x_ptr + column, mask=column < hidden, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
+    row = tl.load(x_ptr + column, mask=column < hidden, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(row * row, 0) / hidden + eps)
 
     expert = tl.arange(0, EXPERTS)[:, None]
     logits = tl.zeros((EXPERTS,), tl.float32)
@@ -143,7 +143,9 @@ def norm_route(x: Tensor, norm: Tensor, router: Tensor, *, top_k: int, eps: floa
     if x.shape[-1:] != (hidden,) or norm.shape != (hidden,) or not 1 <= top_k <= experts or hidden > WIDEST_ROW:
         raise GraniteError(f"x {tuple(x.shape)}, norm {tuple(norm.shape)}, router {tuple(router.shape)} and top {top_k} don't go together")
     if x.dtype not in DTYPES or router.dtype not in DTYPES or norm.dtype != x.dtype:
-        raise GraniteError(f"x, norm and router are {x.dtype}, {norm.dtype}, {router.dtype}: expected float32, bfloat16 or float16, norm as x")
+        raise GraniteError(
+            f"x, norm and router are {x.dtype}, {norm.dtype}, {router.dtype}: expected float32, bfloat16 or float16, norm as x"
+        )
     if not (x.is_contiguous() and norm.is_contiguous() and router.is_contiguous()):
         raise GraniteError("x, norm and router must be contiguous")
     h, chosen, shares = _norm_route(x, norm, router, top_k, eps)

@@ -20,7 +20,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from granite_kernels.linear.prologue import apply_norm, inverse_rms
+from granite_kernels.linear.fragments import left_fragment, right_fragment
+from granite_kernels.linear.packed import step_bytes, step_units
+from granite_kernels.linear.prologue import add_products, inverse_rms, load_x
 
 
 @triton.jit
@@ -42,23 +44,31 @@ def row_pointers(planes, ends, row, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def left_fragment(tile, GROUPS: tl.constexpr, WARPS: tl.constexpr, KWIDTH: tl.constexpr):
-    """[2 GROUPS, WARPS, g, t, 8] -> [WARPS, 16 GROUPS, 32]: element 8 t + e of 32 goes where mma's lane t holds its e-th value."""
-    split = tl.reshape(tile, (2 * GROUPS, WARPS, 8, 4, 8 // KWIDTH, KWIDTH))
-    return tl.reshape(tl.permute(split, (1, 0, 2, 4, 3, 5)), (WARPS, 16 * GROUPS, 32))
-
-
-@triton.jit
-def right_fragment(tile, TOKENS: tl.constexpr, WARPS: tl.constexpr, KWIDTH: tl.constexpr):
-    """[TOKENS / 8, WARPS, g, t, 8] -> [WARPS, 32, TOKENS], k in the same order."""
-    split = tl.reshape(tile, (TOKENS // 8, WARPS, 8, 4, 8 // KWIDTH, KWIDTH))
-    return tl.reshape(tl.permute(split, (1, 4, 3, 5, 0, 2)), (WARPS, 32, TOKENS))
-
-
-@triton.jit
 def prefetch(pointers):
     """Ask for the lines at `pointers` to be brought into L2."""
     tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def step_dense(
+    acc, products, planes, x_row, norm_ptr, weight_row, inverse, begin,
+    COLUMNS: tl.constexpr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, WARPS: tl.constexpr, UNROLL: tl.constexpr,
+    KWIDTH: tl.constexpr, NORM: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """UNROLL * 32 columns from `begin` int32 [WARPS]."""
+    lane = tl.arange(0, 4)[None, None, None, :, None]
+    e = tl.arange(0, 8)[None, None, None, None, :]
+    for step in tl.static_range(UNROLL):
+        at = begin[None, :, None, None, None] + step * 32 + lane * 8 + e
+        if EVEN:
+            weight = tl.load(weight_row + at, eviction_policy="evict_first")
+        else:
+            weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
+        x, h = load_x(x_row, norm_ptr, at, at < COLUMNS, inverse, TOKENS, EVEN, NORM)
+        products = add_products(products, x, WARPS, TOKENS, KWIDTH, NORM)
+        left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
+        acc = tl.dot(left, right_fragment(h, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
+    return acc, products
 
 
 @triton.jit
@@ -72,6 +82,7 @@ def product(
     half,
     eps,
     COLUMNS: tl.constexpr,
+    FORMAT: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -86,45 +97,62 @@ def product(
     """This program's share of the product, float32 [16 GROUPS, TOKENS], rows ordered [group, first | second, 8]; and of each
     token's sum of squares, float32 [TOKENS], where NORM is 1.
     """
+    BYTES: tl.constexpr = FORMAT == "q8_0" or FORMAT == "int8" or FORMAT == "fp8"
+    DENSE: tl.constexpr = FORMAT == "dense"
+    SPAN: tl.constexpr = UNROLL * 32 if DENSE or BYTES else UNROLL * 128
     block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
-    SPAN: tl.constexpr = 32 * UNROLL
     CHUNK: tl.constexpr = (COLUMNS + SPLITS * WARPS * SPAN - 1) // (SPLITS * WARPS * SPAN) * SPAN  # of one warp
     EVEN: tl.constexpr = COLUMNS == CHUNK * SPLITS * WARPS
-    rep = tl.arange(0, 2 * GROUPS)[:, None, None, None, None]
-    warp = tl.arange(0, WARPS)[None, :, None, None, None]
-    g = tl.arange(0, 8)[None, None, :, None, None]
-    lane = tl.arange(0, 4)[None, None, None, :, None]
-    e = tl.arange(0, 8)[None, None, None, None, :]
+    rep = tl.arange(0, 2 * GROUPS)[:, None, None, None]
+    g = tl.arange(0, 8)[None, None, :, None]
     pair = block * (GROUPS * 8) + (rep // 2) * 8 + g
     row = tl.minimum((pair // half) * (2 * half) + pair % half + (rep % 2) * half, rows - 1).to(tl.int64)
-    k = (split * WARPS + warp) * CHUNK + lane * 8
-    weight_row = row_pointers(planes, ends, row, COLUMNS, PARTS)
+    index = tl.arange(0, 16 * GROUPS)
+    pair = block * (GROUPS * 8) + index // 16 * 8 + index % 8
+    acc_row = tl.minimum((pair // half) * (2 * half) + pair % half + (index // 8 % 2) * half, rows - 1).to(tl.int64)
+    first = (split * WARPS + tl.arange(0, WARPS)) * CHUNK
+    if DENSE:
+        weight_row = row_pointers(planes, ends, row, COLUMNS, PARTS)[:, :, :, :, None]
+    else:
+        weight_row = planes[0] + row * (COLUMNS if BYTES else COLUMNS // 32 * (2 if FORMAT == "q2_k" or FORMAT == "q3_k" else 4))
     if PDL:
         gdc_launch_dependents()
-        prefetch(weight_row + tl.minimum(k, COLUMNS - 1))
+        line = tl.arange(0, 4)[None, None, None, :, None] * 128  # bytes
+        if DENSE:
+            prefetch(weight_row + tl.minimum(first[None, :, None, None, None] + line // 2, COLUMNS - 1))
+        elif BYTES:
+            prefetch(weight_row[:, :, :, :, None] + tl.minimum(first[None, :, None, None, None] + line, COLUMNS - 1))
+        else:
+            WORDS: tl.constexpr = 2 if FORMAT == "q2_k" or FORMAT == "q3_k" else 4
+            word = first[None, :, None, None, None] // 32 * WORDS + line // 4
+            prefetch(weight_row[:, :, :, :, None] + tl.minimum(word, COLUMNS // 32 * WORDS - 1))
         gdc_wait()
     inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, ONE) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
-    token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
-    x_row = x_ptr + token.to(tl.int64) * COLUMNS
+    token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None] * 8 + g, tokens - 1)
+    x_row = x_ptr + (token.to(tl.int64) * COLUMNS)[:, :, :, :, None]
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
     products = tl.zeros((WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
-    for begin in tl.range(0, CHUNK, SPAN, num_stages=1):
-        for step in tl.static_range(UNROLL):
-            at = k + begin + step * 32 + e
-            if EVEN:
-                weight = tl.load(weight_row + at, eviction_policy="evict_first")
-                x = tl.load(x_row + at)
-            else:
-                weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
-                x = tl.load(x_row + at, mask=at < COLUMNS, other=0.0)
-            if NORM == 1:
-                both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))  # the registers of x serve both sides
-                products = tl.dot(left_fragment(both, 1, WARPS, KWIDTH), right_fragment(x, TOKENS, WARPS, KWIDTH), products)
-            x = apply_norm(x, norm_ptr + (at + 0 * token), at < COLUMNS, inverse, TOKENS, EVEN, NORM)
-            left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
-            acc = tl.dot(left, right_fragment(x, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
+    for trip in tl.range(0, CHUNK, SPAN, num_stages=1):
+        if DENSE:
+            acc, products = step_dense(
+                acc, products, planes, x_row, norm_ptr, weight_row, inverse, first + trip,
+                COLUMNS, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
+            )  # fmt: skip
+        elif BYTES:
+            acc, products = step_bytes(
+                acc, products, planes, x_row, norm_ptr, row, acc_row, first + trip,
+                COLUMNS, FORMAT, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
+            )  # fmt: skip
+        else:
+            acc, products = step_units(
+                acc, products, planes, x_row, norm_ptr, row, acc_row, first + trip,
+                COLUMNS, FORMAT, UNROLL, GROUPS, TOKENS, WARPS, KWIDTH, NORM, EVEN,
+            )  # fmt: skip
+    y = tl.sum(acc, 0)
+    if FORMAT == "int8" or FORMAT == "fp8":
+        y *= tl.load(planes[1] + acc_row, eviction_policy="evict_first")[:, None]
     own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
-    return tl.sum(acc, 0), tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
+    return y, tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
 
 
 @triton.jit

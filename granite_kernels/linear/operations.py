@@ -43,6 +43,7 @@ def _linear_kernel(
     eps,
     scaling,
     COLUMNS: tl.constexpr,
+    FORMAT: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -56,7 +57,7 @@ def _linear_kernel(
 ):
     y, squares = product(
         x_ptr, norm_ptr, planes, ends, tokens, rows, 8, eps,
-        COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
+        COLUMNS, FORMAT, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
     )  # fmt: skip
     y, squares, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, NORM)
     if last:
@@ -77,6 +78,7 @@ def _linear_add_kernel(
     rows,
     scale,
     COLUMNS: tl.constexpr,
+    FORMAT: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -89,7 +91,7 @@ def _linear_add_kernel(
 ):
     y, squares = product(
         x_ptr, x_ptr, planes, ends, tokens, rows, 8, 0.0,
-        COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, 0, PDL,
+        COLUMNS, FORMAT, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, 0, PDL,
     )  # fmt: skip
     y, _, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, 0)
     if last:
@@ -109,6 +111,7 @@ def _norm_gate_up_swiglu_kernel(
     rows,
     eps,
     COLUMNS: tl.constexpr,
+    FORMAT: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -123,7 +126,7 @@ def _norm_gate_up_swiglu_kernel(
     inner = rows // 2
     y, squares = product(
         x_ptr, norm_ptr, planes, ends, tokens, rows, inner, eps,
-        COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
+        COLUMNS, FORMAT, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
     )  # fmt: skip
     y, squares, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, NORM)
     if last:
@@ -157,6 +160,7 @@ def _norm_qkv_rope_append_kernel(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
+    FORMAT: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -171,7 +175,7 @@ def _norm_qkv_rope_append_kernel(
     HALF: tl.constexpr = HEAD_DIM // 2
     y, squares = product(
         x_ptr, norm_ptr, planes, ends, tokens, rows, HALF, eps,
-        COLUMNS, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
+        COLUMNS, FORMAT, PARTS, GROUPS, TOKENS, ONE, WARPS, SPLITS, UNROLL, KWIDTH, NORM, PDL,
     )  # fmt: skip
     y, squares, last = meet(y, squares, tickets_ptr, partials_ptr, GROUPS, TOKENS, SPLITS, NORM)
     if last:
@@ -187,19 +191,15 @@ def _norm_qkv_rope_append_kernel(
 # ------------------------------------------------------------------ launches
 
 
-def rows_of(planes: list[Tensor]) -> int:
-    return sum(plane.shape[0] for plane in planes)
-
-
 def workspace_size(rows: int, half: int, x: Tensor) -> tuple[int, int]:
     """(tickets, partial sums) of a product of x [..., columns] with `rows` rows whose pairs are `half` apart."""
     tokens = x.shape[:-1].numel()
     return matrix_launch(rows, x.shape[-1], tokens, target(x)).workspace(rows, half)
 
 
-def _launch(x: Tensor, planes: list[Tensor], half: int) -> tuple[int, dict[str, Any]]:
+def _launch(x: Tensor, planes: list[Tensor], format: str, rows: int, half: int) -> tuple[int, dict[str, Any]]:
     """The number of programs, and the keywords that all kernels share."""
-    rows, columns = rows_of(planes), x.shape[-1]
+    rows, columns = rows, x.shape[-1]
     tokens = x.shape[:-1].numel()
     where = target(x)
     shape = matrix_launch(rows, columns, tokens, where)
@@ -233,9 +233,9 @@ def _norm_kind(x: Tensor) -> int:
 
 
 @torch.library.custom_op("granite_kernels::linear", mutates_args=("tickets", "partials"))
-def linear(x: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor) -> Tensor:
-    out = x.new_empty(*x.shape[:-1], rows_of(planes))
-    programs, keywords = _launch(x, planes, NEIGHBOURS)
+def linear(x: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor) -> Tensor:
+    out = x.new_empty(*x.shape[:-1], rows)
+    programs, keywords = _launch(x, planes, format, rows, NEIGHBOURS)
     _linear_kernel[(programs,)](
         x_ptr=x, norm_ptr=x, out_ptr=out, tickets_ptr=tickets, partials_ptr=partials, eps=0.0, scaling=1.0, NORM=0, **keywords
     )
@@ -243,14 +243,14 @@ def linear(x: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor) -
 
 
 @linear.register_fake
-def _(x: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows_of(planes))
+def _(x: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
 
 
 @torch.library.custom_op("granite_kernels::norm_logits", mutates_args=("tickets", "partials"))
-def norm_logits(x: Tensor, norm: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor, eps: float, scaling: float) -> Tensor:
-    out = x.new_empty(*x.shape[:-1], rows_of(planes))
-    programs, keywords = _launch(x, planes, NEIGHBOURS)
+def norm_logits(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float, scaling: float) -> Tensor:
+    out = x.new_empty(*x.shape[:-1], rows)
+    programs, keywords = _launch(x, planes, format, rows, NEIGHBOURS)
     _linear_kernel[(programs,)](
         x_ptr=x,
         norm_ptr=norm,
@@ -266,14 +266,14 @@ def norm_logits(x: Tensor, norm: Tensor, planes: list[Tensor], tickets: Tensor, 
 
 
 @norm_logits.register_fake
-def _(x: Tensor, norm: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor, eps: float, scaling: float) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows_of(planes))
+def _(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float, scaling: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
 
 
 @torch.library.custom_op("granite_kernels::linear_add", mutates_args=("tickets", "partials"))
-def linear_add(x: Tensor, planes: list[Tensor], residual: Tensor, tickets: Tensor, partials: Tensor, scale: float) -> Tensor:
+def linear_add(x: Tensor, planes: list[Tensor], format: str, rows: int, residual: Tensor, tickets: Tensor, partials: Tensor, scale: float) -> Tensor:
     out = residual.new_empty(residual.shape)
-    programs, keywords = _launch(x, planes, NEIGHBOURS)
+    programs, keywords = _launch(x, planes, format, rows, NEIGHBOURS)
     _linear_add_kernel[(programs,)](
         x_ptr=x, residual_ptr=residual, out_ptr=out, tickets_ptr=tickets, partials_ptr=partials, scale=scale, **keywords
     )
@@ -281,15 +281,15 @@ def linear_add(x: Tensor, planes: list[Tensor], residual: Tensor, tickets: Tenso
 
 
 @linear_add.register_fake
-def _(x: Tensor, planes: list[Tensor], residual: Tensor, tickets: Tensor, partials: Tensor, scale: float) -> Tensor:
+def _(x: Tensor, planes: list[Tensor], format: str, rows: int, residual: Tensor, tickets: Tensor, partials: Tensor, scale: float) -> Tensor:
     return residual.new_empty(residual.shape)
 
 
 @torch.library.custom_op("granite_kernels::norm_gate_up_swiglu", mutates_args=("tickets", "partials"))
-def norm_gate_up_swiglu(x: Tensor, norm: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor, eps: float) -> Tensor:
-    inner = rows_of(planes) // 2
+def norm_gate_up_swiglu(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float) -> Tensor:
+    inner = rows // 2
     out = x.new_empty(*x.shape[:-1], inner)
-    programs, keywords = _launch(x, planes, inner)
+    programs, keywords = _launch(x, planes, format, rows, inner)
     _norm_gate_up_swiglu_kernel[(programs,)](
         x_ptr=x, norm_ptr=norm, out_ptr=out, tickets_ptr=tickets, partials_ptr=partials, eps=eps, NORM=_norm_kind(x), **keywords
     )
@@ -297,8 +297,8 @@ def norm_gate_up_swiglu(x: Tensor, norm: Tensor, planes: list[Tensor], tickets: 
 
 
 @norm_gate_up_swiglu.register_fake
-def _(x: Tensor, norm: Tensor, planes: list[Tensor], tickets: Tensor, partials: Tensor, eps: float) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows_of(planes) // 2)
+def _(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows // 2)
 
 
 @torch.library.custom_op("granite_kernels::norm_qkv_rope_append", mutates_args=("k_cache", "v_cache", "tickets", "partials"))
@@ -306,6 +306,8 @@ def norm_qkv_rope_append(
     x: Tensor,
     norm: Tensor,
     planes: list[Tensor],
+    format: str,
+    rows: int,
     rotary: Tensor,
     positions: Tensor,
     lengths: Tensor,
@@ -317,9 +319,9 @@ def norm_qkv_rope_append(
 ) -> Tensor:
     batch, tokens, _ = x.shape
     kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
-    heads = rows_of(planes) // head_dim - 2 * kv_heads
+    heads = rows // head_dim - 2 * kv_heads
     q = x.new_empty(batch, tokens, heads, head_dim)
-    programs, keywords = _launch(x, planes, head_dim // 2)
+    programs, keywords = _launch(x, planes, format, rows, head_dim // 2)
     strides = dict(zip(STRIDES, (*k_cache.stride()[:2], *v_cache.stride()[:2]), strict=True))
     _norm_qkv_rope_append_kernel[(programs,)](
         x_ptr=x,
@@ -349,6 +351,8 @@ def _(
     x: Tensor,
     norm: Tensor,
     planes: list[Tensor],
+    format: str,
+    rows: int,
     rotary: Tensor,
     positions: Tensor,
     lengths: Tensor,
@@ -360,4 +364,4 @@ def _(
 ) -> Tensor:
     batch, tokens, _ = x.shape
     head_dim = k_cache.shape[3]
-    return x.new_empty(batch, tokens, rows_of(planes) // head_dim - 2 * k_cache.shape[1], head_dim)
+    return x.new_empty(batch, tokens, rows // head_dim - 2 * k_cache.shape[1], head_dim)

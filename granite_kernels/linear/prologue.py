@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from granite_kernels.linear.fragments import left_fragment, right_fragment
+
 
 @triton.jit
 def inverse_rms(x_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ONE: tl.constexpr):
@@ -37,15 +39,26 @@ def inverse_rms(x_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
 
 
 @triton.jit
-def apply_norm(x, norm_ptrs, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr):
-    """x [TOKENS / 8, WARPS, 8, 4, 8] as it enters the product. norm_ptrs has x's shape, so that its values land where x's do."""
+def load_x(x_row, norm_ptr, at, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr):
+    """x [TOKENS / 8, WARPS, 8, 4, 8] of columns `at`, as it stands and as it enters the product. x_row points to rows of x."""
+    x = tl.load(x_row + at) if EVEN else tl.load(x_row + at, mask=inside, other=0.0)
     if NORM == 0:
-        return x
-    norm = tl.load(norm_ptrs) if EVEN else tl.load(norm_ptrs, mask=inside, other=0.0)
+        return x, x
+    places = norm_ptr + (at + tl.zeros(x.shape, tl.int32))  # of x's shape, so that its values land where x's do
+    norm = tl.load(places) if EVEN else tl.load(places, mask=inside, other=0.0)
     if NORM == 1:
-        return x * norm
+        return x, x * norm
     factor = tl.reshape(inverse, (TOKENS // 8, 1, 8, 1, 1))
-    return (x.to(tl.float32) * factor).to(x.dtype) * norm
+    return x, (x.to(tl.float32) * factor).to(x.dtype) * norm
+
+
+@triton.jit
+def add_products(products, x, WARPS: tl.constexpr, TOKENS: tl.constexpr, KWIDTH: tl.constexpr, NORM: tl.constexpr):
+    """Add the products of tokens with one another, whose diagonal is the sums of squares: the registers of x serve both sides."""
+    if NORM != 1:
+        return products
+    both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))
+    return tl.dot(left_fragment(both, 1, WARPS, KWIDTH), right_fragment(x, TOKENS, WARPS, KWIDTH), products)
 
 
 @triton.jit

@@ -1,0 +1,81 @@
+"""The product with packed weights: as the dense one of body.py, with a lane's unit of 32 columns in place of a row's next 32.
+
+k-quants are multiplied by a float32 scale after each 256 columns, 8-bit codes after each 32 or at the end; the rest enters the
+tensor cores scaled (see decode.py).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from granite_kernels.linear.decode import eight, load_codes, load_scales, load_stream, load_unit, super_scales
+from granite_kernels.linear.fragments import left_fragment, right_fragment
+from granite_kernels.linear.prologue import add_products, load_x
+
+
+@triton.jit
+def step_units(
+    acc, products, planes, x_row, norm_ptr, row, acc_row, begin,
+    COLUMNS: tl.constexpr, FORMAT: tl.constexpr, HALVES: tl.constexpr, GROUPS: tl.constexpr, TOKENS: tl.constexpr,
+    WARPS: tl.constexpr, KWIDTH: tl.constexpr, NORM: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """HALVES * 128 columns from `begin` int32 [WARPS]."""
+    SUPER: tl.constexpr = FORMAT == "q4_k" or FORMAT == "q5_k" or FORMAT == "q6_k" or FORMAT == "q2_k" or FORMAT == "q3_k"
+    sums = tl.zeros(acc.shape, tl.float32) if SUPER else acc
+    lows = tl.zeros(acc.shape, tl.float32)
+    lane = tl.arange(0, 4)[None, None, None, :]
+    e = tl.arange(0, 8)[None, None, None, None, :]
+    for half in tl.static_range(HALVES):
+        unit = begin[None, :, None, None] // 32 + half * 4 + lane
+        inside = unit < COLUMNS // 32
+        low, high = load_codes(planes, row, unit, inside, COLUMNS, FORMAT, EVEN)
+        first, last = load_scales(planes, row, unit, inside, COLUMNS, FORMAT, EVEN)
+        for j in tl.static_range(4):
+            at = unit[:, :, :, :, None] * 32 + j * 8 + e
+            x, h = load_x(x_row, norm_ptr, at, inside[:, :, :, :, None], 0.0, TOKENS, EVEN, NORM)
+            products = add_products(products, x, WARPS, TOKENS, KWIDTH, NORM)
+            right = right_fragment(h, TOKENS, WARPS, KWIDTH)
+            scale, offset, least = first if j < 2 else last
+            weight = eight(low, high, scale, offset, j, FORMAT)
+            sums = tl.dot(left_fragment(weight, GROUPS, WARPS, KWIDTH), right, sums)
+            if FORMAT == "q4_k" or FORMAT == "q5_k" or FORMAT == "q2_k" or FORMAT == "q4_1" or FORMAT == "q5_1":
+                alike = tl.broadcast_to(least[:, :, :, :, None], (2 * GROUPS, WARPS, 8, 4, 8))
+                if SUPER:
+                    lows = tl.dot(left_fragment(alike, GROUPS, WARPS, KWIDTH), right, lows)
+                else:
+                    sums = tl.dot(left_fragment(alike, GROUPS, WARPS, KWIDTH), right, sums)
+    if SUPER:
+        block = begin[:, None] // 256
+        d, low_d = super_scales(planes, acc_row, block, block < COLUMNS // 256, COLUMNS, FORMAT, EVEN)
+        acc = acc + d[:, :, None] * sums
+        if FORMAT != "q6_k" and FORMAT != "q3_k":
+            acc = acc - low_d[:, :, None] * lows  # a statement of its own: one fused instruction
+    else:
+        acc = sums
+    return acc, products
+
+
+@triton.jit
+def step_bytes(
+    acc, products, planes, x_row, norm_ptr, row, acc_row, begin,
+    COLUMNS: tl.constexpr, FORMAT: tl.constexpr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, WARPS: tl.constexpr,
+    UNROLL: tl.constexpr, KWIDTH: tl.constexpr, NORM: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """UNROLL * 32 columns from `begin` int32 [WARPS]: eight to a lane, every integer and e4m3 value exact in bfloat16."""
+    lane = tl.arange(0, 4)[None, None, None, :, None]
+    e = tl.arange(0, 8)[None, None, None, None, :]
+    for step in tl.static_range(UNROLL):
+        at = begin[None, :, None, None, None] + step * 32 + lane * 8 + e
+        inside = at < COLUMNS
+        weight = load_stream(planes[0] + (row * COLUMNS)[:, :, :, :, None] + at, inside, EVEN).to(tl.bfloat16)
+        x, h = load_x(x_row, norm_ptr, at, inside, 0.0, TOKENS, EVEN, NORM)
+        products = add_products(products, x, WARPS, TOKENS, KWIDTH, NORM)
+        left, right = left_fragment(weight, GROUPS, WARPS, KWIDTH), right_fragment(h, TOKENS, WARPS, KWIDTH)
+        if FORMAT == "q8_0":
+            unit = begin[:, None] // 32 + step
+            d = load_unit(planes[1], acc_row, unit, unit < COLUMNS // 32, COLUMNS // 32, EVEN).to(tl.float32)
+            acc = acc + d[:, :, None] * tl.dot(left, right)
+        else:
+            acc = tl.dot(left, right, acc)
+    return acc, products

@@ -1,0 +1,148 @@
+"""Compiled code: planted spills and narrow loads show, what doesn't fit is said, a whole step is put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from granite_kernels.bench.offline import cards, compiled, metrics, sass
+from granite_kernels.bench.offline.examine import Case, Report, examine, repetitions
+from granite_kernels.bench.offline.roofline import bound
+from granite_kernels.bench.offline.tables import COLUMNS, markdown, row
+
+from granite_kernels.errors import GraniteError
+from tests import offline_kernels as kernels
+
+KERNELS = str(Path(kernels.__file__))
+
+LISTING = """
+.text.kernel:
+        //## File "/a/kernel.py", line 7 inlined at "/a/kernel.py", line 20
+        //## File "/a/kernel.py", line 20
+        /*0000*/                   LDG.E.EF.128 R4, [R2.64] ;
+.L_x_0:
+        /*0010*/                   LDG.E.EF.128 R8, [R2.64+0x10] ;
+        /*0020*/                   LDG.E.U16 R12, [R14.64] ;
+        /*0030*/                   FFMA R20, R4, R12, R20 ;
+        /*0040*/              @!P0 BRA `(.L_x_0) ;
+        /*0050*/                   STL [R1], R20 ;
+        /*0060*/                   EXIT ;
+.L_x_1:
+        /*0070*/                   BRA `(.L_x_1);
+        /*0080*/                   NOP;
+"""
+
+
+def test_a_listing_is_read() -> None:
+    code = sass.parse(LISTING)
+    assert [instruction.stem for instruction in code.instructions] == ["LDG", "LDG", "LDG", "FFMA", "BRA", "STL", "EXIT"]
+    assert code.instructions[0].line == ("kernel.py", 7)
+    assert code.loops == (sass.Loop(1, 4),)
+    assert sass.load_widths(code.instructions) == {128: 2, 16: 1}
+    assert sass.load_bytes(code.body(code.loops[0]), streamed=True) == 16
+    assert sass.pending_bytes(code.instructions[:4]) == 34
+    assert sass.pending_bytes(code.instructions[:4], streamed=True) == 32
+    # 16 bytes before the loop and 16 in each of 3 trips
+    assert metrics.dynamic_instructions(code, 64) == (3 + 3 * 4, 3.0)
+
+
+@pytest.fixture(scope="module")
+def samples() -> dict[int, list[metrics.Metrics]]:
+    launches = compiled(f"{KERNELS}:sample_launches", (80, 90, 120), streamed=("w_ptr",))
+    assert len(launches) == 18
+    return {arch: [launch for launch in launches if launch.arch == arch] for arch in (80, 90, 120)}
+
+
+@pytest.mark.parametrize("arch", [80, 90, 120])
+def test_samples_compile_and_planted_faults_show(samples: dict[int, list[metrics.Metrics]], arch: int) -> None:
+    good, narrow, spilling, tensor, again, custom_op = samples[arch]
+    assert good.spills == 0
+    assert good.grid == (256, 1, 1)
+    assert set(good.streamed_widths) == {128}
+    assert good.trips is None or good.trips == int(good.trips)
+    assert 0.02 < (good.instructions_per_byte or 0) < 0.2
+    assert good.streamed_in_flight >= 32 * 16
+    assert narrow.streamed_widths.keys() == {16}
+    assert spilling.spills > 0
+    assert spilling.spill_bytes > 0
+    assert sum(tensor.tensor_core.values()) > 0
+    assert good.new
+    assert not again.new
+    assert again.hash == good.hash
+    assert (custom_op.name, custom_op.grid) == ("add_one", (8, 1, 1))
+
+
+def test_what_does_not_fit_is_said() -> None:
+    with pytest.raises(RuntimeError, match="shared memory"):
+        compiled(f"{KERNELS}:too_much_shared_memory", (89,))
+
+
+def test_occupancy() -> None:
+    assert metrics.occupancy(registers=32, shared=0, warps=8, arch=90) == (8, 1.0, "warps")
+    assert metrics.occupancy(registers=255, shared=0, warps=4, arch=90) == (2, 0.125, "registers")
+    assert metrics.occupancy(registers=32, shared=100 * 1024, warps=4, arch=90) == (2, 0.125, "shared")
+
+
+def test_cards() -> None:
+    budgets = {card.name: card.issue_budget for card in cards.CARDS}
+    expected = {"A100 80GB": 0.299, "H100 SXM": 0.277, "H200": 0.193, "B200": 0.137, "RTX 4090": 1.28, "L4": 1.58}
+    assert {name: budgets[name] for name in expected} == pytest.approx(expected, rel=0.005)
+    with pytest.raises(ValueError, match="sm_75"):
+        cards.cards_of(75)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return examine(Case("sample", "none", 1, 2), 90, layers=5, entry=f"{KERNELS}:sample_step")
+
+
+def test_a_step_is_examined(report: Report) -> None:
+    assert [(launch.traffic.name, launch.times) for launch in report.launches] == [
+        ("add_one", 1),
+        ("matrix_vector", 5),
+        ("add_one", 5),
+        ("last_program_sums", 1),
+    ]
+    assert report.count == 12
+    matrix = report.launches[1]
+    assert matrix.traffic.traced < matrix.traffic.programs == 250
+    assert matrix.traffic.streamed == 1000 * 1024 * 2
+    assert matrix.traffic.stream_readers == 1
+    assert report.launches[3].traffic.traced == 16  # it has a ticket
+    assert report.streamed == 5 * 1000 * 1024 * 2
+    assert matrix.metrics.trips in (None, int(matrix.metrics.trips or 0))
+    assert report.bytes == sum(launch.times * launch.traffic.dram for launch in report.launches)
+
+
+def test_a_report_is_written(report: Report) -> None:
+    record = json.loads(json.dumps(report.to_json()))
+    assert record["total"]["launches"] == 12
+    assert set(record["total"]["modelled_seconds"]) == {"H100 SXM", "H200"}
+    text = markdown([report])
+    assert text.count("\n| ") == 1 + len(report.launches)
+    assert all(len(row(launch)) == len(COLUMNS) for launch in report.launches)
+    assert "a model, not a measurement" in text
+
+
+def test_bounds_say_what_binds(report: Report) -> None:
+    launch, (h100, h200) = report.launches[1], cards.cards_of(90)
+    dynamic = launch.metrics.dynamic_instructions
+    assert dynamic is not None
+    many = dataclasses.replace(launch.metrics, dynamic_instructions=100 * dynamic)
+    idle = dataclasses.replace(launch.metrics, in_flight=16)
+    ample = dataclasses.replace(launch.metrics, in_flight=1 << 20, dynamic_instructions=1)
+    arguments = tuple(dataclasses.replace(argument, read=1000 * argument.read) for argument in launch.traffic.arguments)
+    large = dataclasses.replace(launch.traffic, arguments=arguments)
+    assert bound(launch.traffic, many, h100).by == "issue"
+    assert bound(launch.traffic, idle, h100).by == "latency"
+    assert bound(large, ample, h100).by == "dram"
+    assert bound(large, ample, h200).modelled < bound(large, ample, h100).modelled
+
+
+def test_layers_that_differ_are_refused() -> None:
+    assert repetitions("abcd", "abcbcd", 40) == [1, 40, 40, 1]
+    assert repetitions("abc", "abcabc", 40) == [40, 40, 40]
+    with pytest.raises(GraniteError, match="layers differ"):
+        repetitions("abc", "abcd", 2)
