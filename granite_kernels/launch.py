@@ -57,13 +57,15 @@ class MatrixLaunch:
         return (blocks, blocks * self.splits * (16 * self.groups + 1) * self.tokens) if self.splits > 1 else (0, 0)
 
 
-def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> MatrixLaunch:
+def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: str = "dense") -> MatrixLaunch:
     """Compiled for sm_90, 2026-11 (no card yet): chosen for few instructions a byte and 24 KiB in flight a multiprocessor.
 
     More tokens want more rows a program, so that the programs together read x no more than a quarter as often as the weight; what
     that costs in programs comes back by sharing k between two or four. The order of the sums follows from the shape alone, so a
     row of a batch has the same bits in any batch of 2 to 8 tokens, and in any of 9 to 16.
     """
+    if format not in ("dense", "q8_0", "int8", "fp8"):
+        return _packed_launch(rows, columns, tokens, target, format)
     units = columns // 32
     if tokens == 1:
         groups, fill = (2 if rows >= 8192 else 1), 1.1
@@ -78,6 +80,19 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target) -> Matri
     wanted = 8 if columns >= 8192 else 4
     warps = next((n for n in (wanted, 4, 2) if units % (n * splits) == 0 and units >= 4 * n * splits), 4 if units >= 16 else 1)
     unroll = next((n for n in (4, 2) if units % (warps * splits * n) == 0), 1)
+    return MatrixLaunch(groups, warps, splits, unroll, 8 if tokens <= 8 else 16)
+
+
+def _packed_launch(rows: int, columns: int, tokens: int, target: Target, format: str) -> MatrixLaunch:
+    """A step is 128 columns, or a k-quant's 256; as above otherwise."""
+    unroll = 2 if format.endswith("_k") else 1
+    steps = max(columns // (128 * unroll), 1)
+    groups, fill = (2 if tokens <= 8 else 4), (1.1 if tokens <= 8 else 0.7)
+    blocks = -(-rows // (16 * groups))
+    splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
+    while splits > 1 and steps % splits:
+        splits //= 2
+    warps = next((n for n in (8, 4, 2) if steps % (n * splits) == 0 and n * splits <= steps), 4 if steps >= 8 * splits else 1)
     return MatrixLaunch(groups, warps, splits, unroll, 8 if tokens <= 8 else 16)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .config import GraniteConfig
+from .room import check_cache
 
 BLOCK = 256  # contexts are multiples of this, so that strides stay aligned and few shapes occur
 
@@ -34,6 +35,7 @@ class Cache:
     @classmethod
     def allocate(cls, config: GraniteConfig, batch: int, context: int, *, dtype: torch.dtype, device: torch.device) -> Cache:
         """An empty cache of at least `context` slots a row."""
+        check_cache(config, batch, context, dtype, device)
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, round_up(context), config.head_dim)
         k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         lengths, starts = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(2))

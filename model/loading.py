@@ -15,6 +15,7 @@ from .checkpoint import open_checkpoint
 from .config import GraniteConfig
 from .granite import Weights
 from .progress import loading_bar
+from .room import check_weights
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import Loader, load_weights, prefers_column_major
 
@@ -104,6 +105,7 @@ def load(source: str | Path, **options: Any) -> Loaded:
         packed = any(not info.format.startswith(("float", "bfloat")) for info in checkpoint.tensors.values())
         natural = (torch.float32 if device.type == "cpu" else torch.bfloat16) if packed else config.dtype
         dtype = resolve_dtype(given.get("dtype"), natural)
+        check_weights(config, dtype, device)
         tokenizer = load_tokenizer(checkpoint)
         with loading_bar(len(checkpoint.tensors)) as progress:
             backend = given.get("backend", "auto")

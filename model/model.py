@@ -24,6 +24,7 @@ from .config import GraniteConfig
 from .graph import CapturedStep
 from .loading import Table, load, resolve_device, resolve_dtype
 from .request import Request, check_ids, check_mask, make_request
+from .room import check_weights
 from .step import State
 from .text import pieces
 from .tokenizer import Tokenizer
@@ -88,6 +89,7 @@ class GraniteForCausalLM(nn.Module):
             raise GraniteError(f"quantization={quantization!r} is not supported yet; expected None")
         where = resolve_device(device)
         kind = resolve_dtype(dtype, config.dtype)
+        check_weights(config, kind, where)
         column_major = prefers_column_major(where, kind, backend)
         weights = random_weights(config, seed=seed, dtype=kind, device=where, column_major=column_major)
         return cls(config, weights, backend=backend)

@@ -30,7 +30,7 @@ def resolve(source: str) -> str | Path:
 
 
 def open_model(source: str, **options: Any) -> GraniteForCausalLM:
-    """Build the model that MODEL names. `random:PRESET` has random weights and no tokenizer."""
+    """Build the model that MODEL names. `random:PRESET` has random weights, and numbers for text."""
     from .model import GraniteForCausalLM
 
     if not source.startswith(RANDOM):
@@ -38,4 +38,27 @@ def open_model(source: str, **options: Any) -> GraniteForCausalLM:
     options = {name: value for name, value in options.items() if value is not None}
     if options.pop("max_context", None) is not None:
         raise GraniteError("max_context goes with a checkpoint, not with random weights")
-    return GraniteForCausalLM.from_config(source.removeprefix(RANDOM), **options)
+    model = GraniteForCausalLM.from_config(source.removeprefix(RANDOM), **options)
+    model.tokenizer = Numbers()  # type: ignore[assignment]  # it stands in for one where text has no meaning anyway
+    return model
+
+
+class Numbers:
+    """Stands in for a tokenizer where weights are random: bytes go in, the numbers of tokens come out."""
+
+    chat_template = None
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(map(self.push, ids))
+
+    def stream_decoder(self, skip_special_tokens: bool = True) -> Numbers:
+        return self
+
+    def push(self, token: int) -> str:
+        return f"{token} "
+
+    def finish(self) -> str:
+        return ""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from granite_kernels.model import generate as generation
+from granite_kernels.model import room
 
 from granite_kernels import GraniteForCausalLM
 from granite_kernels.errors import GraniteError
@@ -290,6 +291,22 @@ def test_max_context_is_a_limit(one: tuple[Any, GraniteForCausalLM], tmp_path: P
     with pytest.raises(GraniteError, match="the model has 16"):
         ours.generate(tiny.prompts(1, 10), max_new_tokens=7)
     assert ours.generate(tiny.prompts(1, 10), max_new_tokens=6, eos_token_id=[]).shape == (1, 16)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(
+    one: tuple[Any, GraniteForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save(one[0], tmp_path)
+    size = 4 * one[0].num_parameters()
+    monkeypatch.setattr(room, "available", lambda device: size)
+    with pytest.raises(GraniteError, match=r"weights take 0.00 GB in float32, .* dtype=torch.bfloat16 would fit"):
+        GraniteForCausalLM.from_pretrained(folder, device="cpu")
+    ours = GraniteForCausalLM.from_pretrained(folder, device="cpu", dtype=torch.bfloat16)
+    monkeypatch.setattr(room, "available", lambda device: 100 * ours.config.cache_bytes_per_token(torch.bfloat16))
+    with pytest.raises(GraniteError, match=r"cache of 210 tokens for a batch of 1 .* 95 tokens would fit"):
+        ours.generate(tiny.prompts(1, 10), max_new_tokens=200)
+    assert ours.memory().cache == 0
+    assert ours.generate(tiny.prompts(1, 10), max_new_tokens=4).shape[0] == 1
 
 
 def test_from_config_makes_the_same_model_from_a_seed() -> None:

@@ -66,7 +66,9 @@ def test_sampled_tokens_are_the_same_on_both_backends(pair: tuple[Any, Path], fe
 def test_halves_are_no_worse_than_plain_pytorch(pair: tuple[Any, Path], dtype: torch.dtype, few_programs: None) -> None:
     theirs, folder = pair
     ids = tiny.prompts(1, 6)
-    triton, plain = (GraniteForCausalLM.from_pretrained(folder, device="cpu", dtype=dtype, backend=backend) for backend in ("triton", "torch"))
+    triton, plain = (
+        GraniteForCausalLM.from_pretrained(folder, device="cpu", dtype=dtype, backend=backend) for backend in ("triton", "torch")
+    )
     with torch.no_grad():
         exact = theirs(ids).logits.double()
     error, allowed = ((model(ids).logits.double() - exact).pow(2).mean().sqrt().item() for model in (triton, plain))

@@ -33,12 +33,13 @@ def _check(x: Tensor, weight: Weight, norm: Tensor | None = None) -> None:
         raise GraniteError(f"norm is {norm.dtype} {tuple(norm.shape)}: expected {x.dtype} ({columns},) as x has it")
 
 
-def _planes(weight: Weight) -> list[Tensor]:
-    return [part.planes[0] for part in weight.parts]
+def _flat(weight: Weight) -> tuple[list[Tensor], str, int]:
+    """The planes, format and rows of a weight, as the torch operations take them."""
+    return [plane for part in weight.parts for plane in part.planes], weight.parts[0].format, weight.shape[0]
 
 
 def _workspace(workspace: Workspace | None, x: Tensor, weight: Weight, half: int) -> Workspace:
-    need = workspace_size(weight.shape[0], half, x)
+    need = workspace_size(weight.shape[0], half, x, weight.parts[0].format)
     if workspace is None:
         return Workspace.allocate(*need, x.device)
     workspace.need(*need)
@@ -51,7 +52,7 @@ def linear(x: Tensor, weight: Weight, *, workspace: Workspace | None = None) -> 
     if not is_skinny(x, weight):
         return composed.linear(x, weight)
     work = _workspace(workspace, x, weight, NEIGHBOURS)
-    return operations.linear(x.contiguous(), _planes(weight), work.tickets, work.partials)
+    return operations.linear(x.contiguous(), *_flat(weight), work.tickets, work.partials)
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, *, scale: float, workspace: Workspace | None = None) -> Tensor:
@@ -63,7 +64,7 @@ def linear_add(x: Tensor, weight: Weight, residual: Tensor, *, scale: float, wor
     if not is_skinny(x, weight):
         return composed.linear_add(x, weight, residual, scale=scale)
     work = _workspace(workspace, x, weight, NEIGHBOURS)
-    return operations.linear_add(x.contiguous(), _planes(weight), residual.contiguous(), work.tickets, work.partials, scale)
+    return operations.linear_add(x.contiguous(), *_flat(weight), residual.contiguous(), work.tickets, work.partials, scale)
 
 
 def norm_gate_up_swiglu(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, workspace: Workspace | None = None) -> Tensor:
@@ -75,7 +76,7 @@ def norm_gate_up_swiglu(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, 
     if not is_skinny(x, weight):
         return composed.norm_gate_up_swiglu(x, norm, weight, eps=eps)
     work = _workspace(workspace, x, weight, rows // 2)
-    return operations.norm_gate_up_swiglu(x.contiguous(), norm, _planes(weight), work.tickets, work.partials, eps)
+    return operations.norm_gate_up_swiglu(x.contiguous(), norm, *_flat(weight), work.tickets, work.partials, eps)
 
 
 def norm_logits(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, scaling: float, workspace: Workspace | None = None) -> Tensor:
@@ -84,7 +85,7 @@ def norm_logits(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, scaling:
     if not is_skinny(x, weight):
         return composed.norm_logits(x, norm, weight, eps=eps, scaling=scaling)
     work = _workspace(workspace, x, weight, NEIGHBOURS)
-    return operations.norm_logits(x.contiguous(), norm, _planes(weight), work.tickets, work.partials, eps, scaling)
+    return operations.norm_logits(x.contiguous(), norm, *_flat(weight), work.tickets, work.partials, eps, scaling)
 
 
 def norm_qkv_rope_append(
@@ -120,7 +121,7 @@ def norm_qkv_rope_append(
     return operations.norm_qkv_rope_append(
         x.contiguous(),
         norm,
-        _planes(weight),
+        *_flat(weight),
         rotary,
         positions.contiguous(),
         lengths,

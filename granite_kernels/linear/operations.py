@@ -17,7 +17,10 @@ from granite_kernels.launch import matrix_launch, target
 from granite_kernels.linear.body import first_rows, meet, product
 from granite_kernels.linear.epilogue import store_added, store_divided, store_rotated, store_swiglu
 from granite_kernels.linear.prologue import normed
+from granite_kernels.linear.regimes import EIGHT_BITS
+from granite_kernels.weight import DENSE
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 NEIGHBOURS = 8  # `half` of a matrix whose rows have no partners: sixteen neighbours a group
 STRIDES = ["k_cache_stride_batch", "k_cache_stride_head", "v_cache_stride_batch", "v_cache_stride_head"]
 
@@ -191,18 +194,25 @@ def _norm_qkv_rope_append_kernel(
 # ------------------------------------------------------------------ launches
 
 
-def workspace_size(rows: int, half: int, x: Tensor) -> tuple[int, int]:
+def workspace_size(rows: int, half: int, x: Tensor, format: str = DENSE) -> tuple[int, int]:
     """(tickets, partial sums) of a product of x [..., columns] with `rows` rows whose pairs are `half` apart."""
-    tokens = x.shape[:-1].numel()
-    return matrix_launch(rows, x.shape[-1], tokens, target(x)).workspace(rows, half)
+    return matrix_launch(rows, x.shape[-1], x.shape[:-1].numel(), target(x), format).workspace(rows, half)
+
+
+def _kwidth(format: str) -> int:
+    """Consecutive k that a thread holds in the dot operand which Triton chooses; another value is right, but moves registers."""
+    if format == DENSE:
+        return 2
+    if format in EIGHT_BITS:
+        return 4
+    return 4 if TRITON < (3, 8) else 2
 
 
 def _launch(x: Tensor, planes: list[Tensor], format: str, rows: int, half: int) -> tuple[int, dict[str, Any]]:
     """The number of programs, and the keywords that all kernels share."""
-    rows, columns = rows, x.shape[-1]
-    tokens = x.shape[:-1].numel()
+    columns, tokens = x.shape[-1], x.shape[:-1].numel()
     where = target(x)
-    shape = matrix_launch(rows, columns, tokens, where)
+    shape = matrix_launch(rows, columns, tokens, where, format)
     pdl = x.is_cuda and where.arch >= 90
     first = planes[0].shape[0]
     second = first + planes[1].shape[0] if len(planes) > 1 else first
@@ -212,14 +222,15 @@ def _launch(x: Tensor, planes: list[Tensor], format: str, rows: int, half: int) 
         tokens=tokens,
         rows=rows,
         COLUMNS=columns,
-        PARTS=len(planes),
+        FORMAT=format,
+        PARTS=len(planes) if format == DENSE else 1,
         GROUPS=shape.groups,
         TOKENS=shape.tokens,
         ONE=tokens == 1,
         WARPS=shape.warps,
         SPLITS=shape.splits,
         UNROLL=shape.unroll,
-        KWIDTH=2,
+        KWIDTH=_kwidth(format),
         PDL=pdl,
         num_warps=shape.warps,
         enable_fp_fusion=True,

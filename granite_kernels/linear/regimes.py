@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from granite_kernels.launch import DECODE_TOKENS, DTYPES
 from granite_kernels.weight import DENSE, Weight
 
-PARTS = 3  # matrices that one launch reads: q, k and v of a model that keeps them apart
+PARTS = 3  # dense matrices that one launch reads: q, k and v of a model that keeps them apart
+EIGHT_BITS = ("q8_0", "int8", "fp8")
 
 
 def is_skinny(x: Tensor, weight: Weight) -> bool:
-    """Whether one launch of the body serves it: 1 to 16 tokens, and dense matrices of x's dtype with contiguous rows.
+    """Whether one launch of the body serves it: 1 to 16 tokens, and dense matrices of x's dtype with contiguous rows, or one
+    packed matrix for bfloat16.
 
     Anything else is composed of the library's product and row-wise kernels.
     """
-    few = 1 <= x.shape[:-1].numel() <= DECODE_TOKENS
-    dense = x.dtype in DTYPES and len(weight.parts) <= PARTS and all(part.format == DENSE for part in weight.parts)
-    return few and dense and all(part.planes[0].dtype == x.dtype and part.planes[0].is_contiguous() for part in weight.parts)
+    if not 1 <= x.shape[:-1].numel() <= DECODE_TOKENS or x.dtype not in DTYPES:
+        return False
+    if any(part.format != DENSE for part in weight.parts):
+        return len(weight.parts) == 1 and x.dtype == torch.bfloat16
+    planes = [part.planes[0] for part in weight.parts]
+    return len(planes) <= PARTS and all(plane.dtype == x.dtype and plane.is_contiguous() for plane in planes)

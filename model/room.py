@@ -1,0 +1,52 @@
+"""Whether something fits, asked before it is allocated: the answer says what was needed, what there is, and what would fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from granite_kernels.errors import GraniteError
+
+from .config import GraniteConfig
+
+MARGIN = 0.95  # of what is free: the rest is for what isn't counted
+
+
+def available(device: torch.device) -> int | None:
+    """Free bytes on `device`; None where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def check_weights(config: GraniteConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise GraniteError where the weights of `config` in `dtype` don't fit."""
+    free, need = available(device), config.parameters() * dtype.itemsize
+    if free is None or need <= MARGIN * free:
+        return
+    narrower = dtype == torch.float32 and need // 2 <= MARGIN * free
+    fits = "dtype=torch.bfloat16 would fit" if narrower else "a smaller model, or a GPU with more memory, is needed"
+    raise GraniteError(
+        f"out of memory: the weights take {need / 1e9:.2f} GB in {_name(dtype)}, {free / 1e9:.2f} GB are free on {device}; {fits}"
+    )
+
+
+def check_cache(config: GraniteConfig, batch: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise GraniteError where a cache of `context` tokens for `batch` rows doesn't fit."""
+    free, token = available(device), batch * config.cache_bytes_per_token(dtype)
+    if free is None or context * token <= MARGIN * free:
+        return
+    raise GraniteError(
+        f"out of memory: a cache of {context} tokens for a batch of {batch} takes {context * token / 1e9:.2f} GB in {_name(dtype)}, "
+        f"{free / 1e9:.2f} GB are free on {device}; {int(MARGIN * free) // token} tokens would fit"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
