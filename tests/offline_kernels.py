@@ -230,13 +230,3 @@ def sample_step(preset: str, quantization: str, batch: int, context: int, layers
         last_program_sums[(16,)](torch.zeros(16, 64), partial, ticket, total, BLOCK=64, PROGRAMS=16, ORDER="acq_rel", BARRIER=True)
 
     return run
-
-
-def step_with_a_growing_layer(preset: str, quantization: str, batch: int, context: int, layers: int, arch: int) -> Callable[[], None]:
-    """A second layer that launches something else than the first: no layer to multiply."""
-
-    def run() -> None:
-        for layer in range(layers):
-            add_one[(8 + layer,)](torch.zeros(2048), torch.empty(2048), 1024, BLOCK=128)
-
-    return run
