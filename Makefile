@@ -20,10 +20,10 @@ demo: $(VENV)/.demo
 	$(BIN)/granite-kernels generate demo --prompt "Name the capital of France and one fact about it." --max-new-tokens 64
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(VENV)/.test tree
 	$(BIN)/ruff format --check .

@@ -35,4 +35,4 @@ def test_the_choice_of_a_token_compiles_without_spills(arch: int) -> None:
     assert launch.spills == launch.spill_bytes == 0
     assert launch.blocks_per_sm >= 1
     assert set(launch.loop_widths) == {128}  # the keys, of which the passes are made
-    assert launch.loop_instructions < 130  # for 16 keys a thread
+    assert launch.loop_instructions < 240  # for 16 keys a thread and their masses

@@ -17,6 +17,7 @@ from tests.traced import Guarded, cost, run, same_bits
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 GREEDY = [0.0, 0.0, 1.0, 1.0]
+LANES = kernels.BLOCK // 2
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,28 @@ def test_draws_from_a_real_vocabulary() -> None:
     rows, seen = logits.expand(4, -1).contiguous(), seen.repeat(4, 1)
     sampling = settings(top_p=0.95)
     assert torch.equal(sample(rows, uniforms, seen, sampling), reference.sample(rows, uniforms, seen, sampling))
+
+
+@pytest.mark.parametrize("sampling", [(1, 3, 0.9), (1, 60, 1.0), (1, 5000, 0.8), (1, 0, 0.5), (0.5, 0, 0.999), (3, 0, 0.2)])
+@pytest.mark.parametrize("case", ["one lane", "equal", "two values"])
+def test_the_first_cut_takes_nothing_that_stays(case: str, sampling: tuple[float, float, float]) -> None:
+    """What a first cut goes by, the largest of the tokens of a lane, says least where all large ones share a lane."""
+    logits, _, _ = inputs(1, 20000)
+    if case == "one lane":
+        logits[0, 7::LANES] += 12
+    else:
+        logits = torch.zeros(1, 20000) if case == "equal" else (torch.rand(1, 20000) < 0.3).float()
+    rows, uniforms = logits.repeat(3, 1), torch.tensor([400.5, 10200.5, 19800.5]) / 20000  # between two of equal tokens
+    seen = torch.zeros(rows.shape, dtype=torch.uint8)
+    expected = reference.sample(rows.double(), uniforms, seen, settings(*sampling))
+    assert torch.equal(sample(rows, uniforms, seen, settings(*sampling)), expected)
+
+
+def test_a_filter_reads_the_keys_few_times() -> None:
+    logits, uniforms, seen = inputs(1, 49155)
+    for sampling in (settings(top_k=50), settings(top_k=50, top_p=0.9), settings(0.5, top_p=0.9)):
+        _, (launch,) = run(lambda sampling=sampling: [sample(logits, uniforms, seen, sampling)], ("forward",))
+        assert 32 * launch["keys_ptr"].requests["read"] < 4 * 4 * 49155
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, [0.7, 0, 1, 1], [1, 20, 0.8, 1.1]], ids=["greedy", "drawn", "filtered"])
@@ -227,6 +250,10 @@ def test_what_does_not_fit_is_refused() -> None:
         sample(logits, uniforms[:1], seen, settings())
     with pytest.raises(GraniteError, match=r"torch.float64: expected float32"):
         sample(logits.double(), uniforms, seen, settings())
+    with pytest.raises(GraniteError, match=r"torch.float32, torch.uint8, torch.int64: expected float32, uint8, float32"):
+        sample(logits, uniforms, seen, torch.tensor([1, 0, 1, 1]))
+    with pytest.raises(GraniteError, match="positions, lengths and steps int32"):
+        sample_step(logits, torch.rand(6, 2), sampling=settings(), **{**state(2, 50, 6), "steps": torch.zeros(2, dtype=torch.int64)})
     with pytest.raises(GraniteError, match="must be contiguous"):
         sample(logits.T.contiguous().T, uniforms, seen, settings())
     for name, tensor in {"ids": torch.zeros(2, dtype=torch.int64), "tokens": torch.zeros(2, 5, dtype=torch.int64)}.items():

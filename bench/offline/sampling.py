@@ -119,12 +119,12 @@ def next_unit(launch: Launch) -> int | None:
     if selection is None or selection.unit != 1 or not launch.tickets:
         return None
     inner = launch.grid[1] * launch.grid[2]
-    tickets = {program // inner: launch.tickets.get(program) for program in selection.programs if program % inner == 0}
-    own = [position for position in tickets if tickets[position] == tickets[0]]
-    if max(own) == launch.grid[0] - 1:
+    programs = [program for program in selection.programs if program % inner == 0 and program in launch.tickets]
+    tickets = {program // inner: launch.tickets[program] for program in programs}  # a program without work takes none
+    apart = [position for position in tickets if tickets[position] != next(iter(tickets.values()))]
+    if not apart:
         return launch.grid[0]
-    apart = [position for position in DOUBLING if position in tickets and position not in own]
-    return apart[0] if apart and apart[0] > 1 else None
+    return apart[0] if apart[0] in DOUBLING[2:] else None
 
 
 def count(launch: Launch) -> Traffic:

@@ -1,12 +1,9 @@
 """The choice of the next token, one program a row: penalty, temperature, top-k, top-p, inversion of the cumulative distribution.
 
-    key = score as an integer of the same order;  kept = {key > T}, T the largest with count(key > T) >= k
-                                                  and, of those, the largest with mass(key > T) >= top_p * mass
-
-Greedy is one pass over the logits: 98 KB for Granite's 49,155 in 16 bits. For the rest that pass leaves the keys, 4 bytes a token,
-in L2, and T is found without sorting: each further pass halves its interval and moves both ends on to keys that occur, so that it
-ends when one is left, at 10 to 20 passes for a filter that is asked for. Counts and masses are summed in a fixed order. All
-settings are read from memory, so that a captured graph replays with other ones.
+Greedy is one pass over the logits: 98 KB for Granite's 49,155 in 16 bits. For the rest that pass leaves the scores as integer keys,
+4 bytes a token, in L2, and `choice` draws from them. Counted in whole rows of keys, that reads 2.5 without a filter, 3 with top-k
+and 3 to 13 with top-p alone, more where the distribution is flat; at 64 bytes a clock, which L2 gives one multiprocessor, a row is
+2 us (a model, not a measurement). All settings are read from memory, so that a captured graph replays with other ones.
 """
 
 from __future__ import annotations
@@ -20,11 +17,12 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.errors import GraniteError
+from granite_kernels.kernels.choice import NOTHING, choose, to_key
 from granite_kernels.launch import DTYPES, target
 
 BLOCK = 8192  # keys a pass takes at a time; the first pass, which divides as well, takes half of it to keep its registers
 WARPS = 16
-NOTHING = tl.constexpr(-2139095041)  # the key of -inf
+FEW = 2048  # keys a pass takes at a time of those that a first cut left
 
 
 def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -33,22 +31,8 @@ def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
 
 
 @triton.jit
-def _key(score):
-    """Integers in the order of the floats, the two zeros being one."""
-    bits = (score + 0.0).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _mass(key, best):
-    """exp(score - best); nothing for a token at -inf."""
-    score = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return tl.where(key > NOTHING, tl.exp(score - best), 0.0)
-
-
-@triton.jit
 def _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, penalty, BLOCK: tl.constexpr):
-    """(key of the best score, its lowest index). Leaves the keys of all scores, NaN counting as -inf, where there is a temperature."""
+    """(largest key a lane, largest key, its lowest index). Leaves all keys, NaN's being -inf's, where there is a temperature."""
     lane = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), NOTHING - 1, tl.int32)
     index = tl.full((BLOCK,), 0, tl.int32)
@@ -60,83 +44,14 @@ def _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, penalty, BLOCK: tl
             seen = tl.load(seen_ptr + at, mask=at < vocab, other=0) != 0
             score = tl.where(seen, tl.where(score > 0, tl.div_rn(score, penalty), score * penalty), score)
         if temperature > 0:
-            key = tl.maximum(_key(tl.div_rn(score, temperature)), NOTHING)
+            key = tl.maximum(to_key(tl.div_rn(score, temperature)), NOTHING)
             tl.store(keys_ptr + at, key)  # behind the vocabulary as well: the passes read whole blocks of twice this size
         else:
-            key = _key(score)
+            key = to_key(score)
         index = tl.where(key > best, at, index)
         best = tl.maximum(key, best)
     top = tl.max(best, 0)
-    return top, tl.min(tl.where(best == top, index, 2147483647), 0)
-
-
-@triton.jit
-def _filtered(keys_ptr, vocab, low, top, best, wanted, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """The lowest key that stays, of those from `low` to `top`, when above it there is less than `wanted`, a count or a mass."""
-    lane = tl.arange(0, BLOCK)
-    under = low.to(tl.int64) - 1  # above it there is enough
-    over = top.to(tl.int64)  # above it there is not
-    while over - under > 1:
-        middle = under + (over - under) // 2
-        split = middle.to(tl.int32)
-        amount = tl.zeros((BLOCK,), tl.float32)
-        lower = tl.full((BLOCK,), -2147483648, tl.int32)
-        upper = tl.full((BLOCK,), 2147483647, tl.int32)
-        for begin in range(0, vocab, BLOCK):
-            key = tl.load(keys_ptr + begin + lane)
-            above = key > split
-            amount += tl.where(above, 1.0 if COUNT else _mass(key, best), 0.0)
-            lower = tl.maximum(lower, tl.where(above, -2147483648, key))
-            upper = tl.minimum(upper, tl.where(above, key, 2147483647))
-        if tl.sum(amount, 0) >= wanted:
-            under = tl.minimum(tl.min(upper, 0).to(tl.int64), over) - 1
-        else:
-            over = tl.maximum(tl.max(lower, 0).to(tl.int64), under + 1)
-    return over.to(tl.int32)
-
-
-@triton.jit
-def _total(keys_ptr, vocab, low, best, BLOCK: tl.constexpr):
-    """The mass from `low` on, block by block."""
-    total = 0.0
-    for begin in range(0, vocab, BLOCK):
-        key = tl.load(keys_ptr + begin + tl.arange(0, BLOCK))
-        total += tl.sum(tl.where(key >= low, _mass(key, best), 0.0), 0)
-    return total
-
-
-@triton.jit
-def _drawn(keys_ptr, vocab, low, best, uniform, BLOCK: tl.constexpr):
-    """The first index whose cumulative mass exceeds uniform * total; the last one that was kept, where rounding leaves none."""
-    aim = uniform * _total(keys_ptr, vocab, low, best, BLOCK)
-    lane = tl.arange(0, BLOCK)
-    passed = 0.0  # the mass of the blocks so far
-    block, before = 0, 0.0  # the block that holds the token, and the mass before it
-    for begin in range(0, vocab, BLOCK):
-        key = tl.load(keys_ptr + begin + lane)
-        mass = tl.sum(tl.where(key >= low, _mass(key, best), 0.0), 0)
-        if (mass > 0) & (passed <= aim):
-            block, before = begin, passed
-        passed += mass
-    key = tl.load(keys_ptr + block + lane)
-    kept = (key >= low) & (key > NOTHING)
-    cumulative = before + tl.cumsum(tl.where(kept, _mass(key, best), 0.0), 0)
-    first = tl.min(tl.where(kept & (cumulative > aim), lane, BLOCK), 0)
-    last = tl.max(tl.where(kept, lane, 0), 0)
-    return block + tl.minimum(first, last)
-
-
-@triton.jit
-def _sampled(keys_ptr, vocab, top, top_k, top_p, uniform, BLOCK: tl.constexpr):
-    """A token of the keys that _read left."""
-    tl.debug_barrier()  # the keys are read by other threads than those that wrote them
-    best = (top ^ ((top >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    low = tl.full((), NOTHING, tl.int32)
-    if (top_k > 0) & (top_k < vocab):
-        low = _filtered(keys_ptr, vocab, low, top, best, top_k, True, BLOCK)
-    if top_p < 1.0:
-        low = _filtered(keys_ptr, vocab, low, top, best, top_p * _total(keys_ptr, vocab, low, best, BLOCK), False, BLOCK)
-    return _drawn(keys_ptr, vocab, low, best, uniform, BLOCK)
+    return best, top, tl.min(tl.where(best == top, index, 2147483647), 0)
 
 
 @triton.jit(do_not_specialize=["logits_stride_row", "capacity"], launch_metadata=_cost)
@@ -145,7 +60,7 @@ def _sample_kernel(
     uniforms_ptr,  # float32 [batch], or [capacity, batch] where STEP
     seen_ptr,  # uint8 [batch, vocab]
     sampling_ptr,  # float32 [4]: temperature, top_k, top_p, penalty
-    keys_ptr,  # int32 [batch, whole blocks of the vocabulary], scratch
+    keys_ptr,  # int32 [batch, 3, space], scratch
     out_ptr,  # int64 [batch]; where STEP ids [batch, 1]
     positions_ptr,  # int32 [batch], moved on where STEP, as the next two
     lengths_ptr,
@@ -155,6 +70,7 @@ def _sample_kernel(
     vocab,
     capacity,
     BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
     STEP: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -164,14 +80,16 @@ def _sample_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_stride_row
     seen_ptr += row * vocab
-    keys_ptr += row * (tl.cdiv(vocab, BLOCK) * BLOCK)
+    space = (tl.cdiv(vocab, BLOCK) + 1) * BLOCK
+    keys_ptr += row * 3 * space
     temperature = tl.load(sampling_ptr)
-    top, chosen = _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, tl.load(sampling_ptr + 3), BLOCK // 2)
+    peaks, top, chosen = _read(logits_ptr, seen_ptr, keys_ptr, vocab, temperature, tl.load(sampling_ptr + 3), BLOCK // 2)
     step = tl.load(steps_ptr + row).to(tl.int64) if STEP else row * 0
     room = (step < capacity) if STEP else True  # a row that goes on behind the end of its buffers spoils nothing
     if temperature > 0:
         uniform = tl.load(uniforms_ptr + step * tl.num_programs(0) + row, mask=room, other=0.0)
-        chosen = _sampled(keys_ptr, vocab, top, tl.load(sampling_ptr + 1), tl.load(sampling_ptr + 2), uniform, BLOCK)
+        top_k, top_p = tl.load(sampling_ptr + 1), tl.load(sampling_ptr + 2)
+        chosen = choose(keys_ptr, peaks, vocab, space, top, top_k, top_p, uniform, BLOCK, FEW)
     tl.store(out_ptr + row, chosen.to(tl.int64))
     if STEP:
         tl.store(tokens_ptr + row * capacity + step, chosen.to(tl.int64), mask=room)
@@ -199,7 +117,7 @@ def _launch(
         uniforms,
         seen,
         sampling,
-        torch.empty(batch, triton.cdiv(vocab, BLOCK) * BLOCK, dtype=torch.int32, device=logits.device),
+        torch.empty(batch, 3, (triton.cdiv(vocab, BLOCK) + 1) * BLOCK, dtype=torch.int32, device=logits.device),
         out,
         *counters,
         tokens,
@@ -207,6 +125,7 @@ def _launch(
         vocab,
         tokens.shape[-1],
         BLOCK=BLOCK,
+        FEW=FEW,
         STEP=step,
         PDL=pdl,
         num_warps=WARPS,
@@ -264,6 +183,10 @@ def _check(logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor) -> 
         raise GraniteError(f"uniforms, seen and sampling are {shapes}: expected ({batch},), ({batch}, {vocab}) and (4,), by the logits")
     if logits.dtype not in DTYPES:
         raise GraniteError(f"the logits are {logits.dtype}: expected float32, bfloat16 or float16")
+    if (uniforms.dtype, seen.dtype, sampling.dtype) != (torch.float32, torch.uint8, torch.float32):
+        raise GraniteError(
+            f"uniforms, seen and sampling are {uniforms.dtype}, {seen.dtype}, {sampling.dtype}: expected float32, uint8, float32"
+        )
     if logits.stride(1) != 1 or not all(t.is_contiguous() for t in (uniforms, seen, sampling)):
         raise GraniteError("uniforms, seen, sampling and the rows of the logits must be contiguous")
 
@@ -301,6 +224,8 @@ def sample_step(
     counters = positions.numel(), lengths.numel(), steps.numel()
     if ids.shape != (batch, 1) or tokens.shape != (batch, uniforms.shape[0]) or counters != (batch, batch, batch):
         raise GraniteError(f"the state's tensors must have a row, and the tokens a column for each of {uniforms.shape[0]} uniforms a row")
+    if {ids.dtype, tokens.dtype} != {torch.int64} or {t.dtype for t in (positions, lengths, steps)} != {torch.int32}:
+        raise GraniteError("ids and tokens must be int64; positions, lengths and steps int32")
     if not all(t.is_contiguous() for t in (uniforms, ids, positions, lengths, steps, tokens)):
         raise GraniteError("the state's tensors must be contiguous")
     _sample_step(logits, uniforms, seen, sampling, ids, positions, lengths, steps, tokens)

@@ -65,7 +65,7 @@ def step_dense(
         else:
             weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
         x, h = load_x(x_row, norm_ptr, at, at < COLUMNS, inverse, TOKENS, EVEN, NORM)
-        products = add_products(products, x, WARPS, TOKENS, KWIDTH, NORM)
+        products = add_products(products, x, WARPS, TOKENS, NORM)
         left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
         acc = tl.dot(left, right_fragment(h, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
     return acc, products

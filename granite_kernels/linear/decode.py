@@ -48,6 +48,16 @@ UNSIGNED = tl.constexpr(
     f"{{ .reg .b32 t, m, one, less; mov.b32 m, 0x43; mov.b32 one, {ONES}; mov.b32 less, 0xC300C300; "
     "prmt.b32 t, $1, m, 0x4040; fma.rn.bf16x2 $0, t, one, less; }"
 )
+# the low byte of $2, below 64, as the pair ($0, $1), made in two ways: the tensor cores want it in two registers, and of one value
+# ptxas would make the second anew for every instruction. 512 + 4 * byte, a quarter, less 128
+AGAIN = tl.constexpr(
+    "{ .reg .b32 t, m, quarter, less; mov.b32 m, 0x44; mov.b32 quarter, 0x3E803E80; mov.b32 less, 0xC300C300; "
+    "prmt.b32 t, $2, m, 0x4040; fma.rn.bf16x2 t, t, quarter, less; mov.b32 {$0, $1}, t; }"
+)
+ONCE = tl.constexpr(
+    f"{{ .reg .b32 t, m, one, less; mov.b32 m, 0x43; mov.b32 one, {ONES}; mov.b32 less, 0xC300C300; "
+    "prmt.b32 t, $2, m, 0x4040; fma.rn.bf16x2 t, t, one, less; mov.b32 {$0, $1}, t; }"
+)
 # the low byte of $1 with its sign, as a pair: its lower bits make 128 + (byte & 127), its sign 128 or 256, the latter taken off
 SIGNED = tl.constexpr(
     "{ .reg .b32 t, a, b, minus; mov.b32 minus, 0xBF80BF80; prmt.b32 t, $1, 0, 0x4040; "
@@ -70,8 +80,23 @@ def _twice(value):
 
 
 @triton.jit
-def _first(pair):
-    return pair.to(tl.int16).to(tl.bfloat16, bitcast=True)
+def _pair_of(TEXT: tl.constexpr, word):
+    return tl.inline_asm_elementwise(TEXT, "=h,=h,r", [word], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=1)
+
+
+@triton.jit
+def _least(word):
+    """The low byte of a word, below 64, as a tile [2 GROUPS, WARPS, 8, 4, 8] of eight equal elements."""
+    a, b = _pair_of(ONCE, word)
+    c, d = _pair_of(AGAIN, word)
+    return _joined(a, b, c, d, a, b, c, d)
+
+
+@triton.jit
+def _joined(a, b, c, d, e, f, g, h):
+    """Eight tensors as the elements of a tile's last dimension."""
+    joined = tl.join(tl.join(tl.join(a, b), tl.join(c, d)), tl.join(tl.join(e, f), tl.join(g, h)))
+    return tl.reshape(tl.permute(joined, (0, 1, 2, 3, 6, 5, 4)), (a.shape[0], a.shape[1], 8, 4, 8))
 
 
 @triton.jit
@@ -104,7 +129,8 @@ def load_stream(pointers, inside, EVEN: tl.constexpr):
     """What is read once: zero where it is not `inside`, which is everywhere if EVEN."""
     if EVEN:
         return tl.load(pointers, eviction_policy="evict_first")
-    return tl.load(pointers, mask=inside, other=0, eviction_policy="evict_first")
+    else:
+        return tl.load(pointers, mask=inside, other=0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -128,24 +154,25 @@ def load_codes(planes, row, unit, inside, COLUMNS: tl.constexpr, FORMAT: tl.cons
 @triton.jit
 def load_unit(plane, row, index, inside, LENGTH: tl.constexpr, EVEN: tl.constexpr):
     """Value `index` of LENGTH of each row of an interleaved plane [rows / 8, LENGTH, 8]."""
-    return load_stream(plane + (row // 8 * LENGTH + index) * 8 + row % 8, inside, EVEN)
+    # told that rows are neighbours, Triton would give lanes along them two values each and shuffle these to where codes are
+    at = (row // 8 * LENGTH + index) * 8 + row % 8
+    return load_stream(plane + tl.max_contiguous(at, [1] * len(at.shape)), inside, EVEN)
 
 
 @triton.jit
 def load_scales(planes, row, unit, inside, COLUMNS: tl.constexpr, FORMAT: tl.constexpr, EVEN: tl.constexpr):
-    """(scale, offset, low) of the first 16 columns of a lane's unit, and of the last 16: pairs, pairs, bfloat16 or 0."""
+    """(scale, offset, low) of the first 16 columns of a lane's unit, and of the last 16: pairs, pairs, a tile or 0."""
     UNITS: tl.constexpr = COLUMNS // 32
     if FORMAT == "q4_k" or FORMAT == "q5_k":
         word = load_unit(planes[1 if FORMAT == "q4_k" else 2], row, unit, inside, UNITS, EVEN).to(tl.int32)
         scale = _word(UNSIGNED, word)
-        low = _first(_word(UNSIGNED, word >> 8))
-        first = (scale, _word(TIMES_MINUS_128, scale), low)
+        first = (scale, _word(TIMES_MINUS_128, scale), _least(word >> 8))
         return first, first
     elif FORMAT == "q2_k":
         word = load_unit(planes[1], row, unit, inside, UNITS, EVEN).to(tl.int32)
         scale, other = _word(UNSIGNED, word & 15), _word(UNSIGNED, (word >> 8) & 15)
-        first = (scale, _word(TIMES_MINUS_128, scale), _first(_word(UNSIGNED, (word >> 4) & 15)))
-        return first, (other, _word(TIMES_MINUS_128, other), _first(_word(UNSIGNED, (word >> 12) & 15)))
+        first = (scale, _word(TIMES_MINUS_128, scale), _least((word >> 4) & 15))
+        return first, (other, _word(TIMES_MINUS_128, other), _least((word >> 12) & 15))
     elif FORMAT == "q6_k":
         word = load_unit(planes[2], row, unit, inside, UNITS, EVEN).to(tl.int32)
         offset = tl.full(word.shape, -0x3CDF3CE0, tl.int32)  # -160 twice
@@ -160,7 +187,8 @@ def load_scales(planes, row, unit, inside, COLUMNS: tl.constexpr, FORMAT: tl.con
     elif FORMAT == "q4_1" or FORMAT == "q5_1":
         word = load_unit(planes[1 if FORMAT == "q4_1" else 2], row, unit, inside, UNITS, EVEN)
         scale = _twice(half_low(word))
-        first = (scale, _word(TIMES_MINUS_128, scale), half_high(word).to(tl.bfloat16))
+        low = half_high(word).to(tl.bfloat16)
+        first = (scale, _word(TIMES_MINUS_128, scale), _joined(low, low, low, low, low, low, low, low))
         return first, first
     elif FORMAT == "q4_0" or FORMAT == "q5_0":
         scale = _twice(load_unit(planes[1 if FORMAT == "q4_0" else 2], row, unit, inside, UNITS, EVEN).to(tl.float32))
@@ -222,8 +250,7 @@ def eight(low, high, scale, offset, J: tl.constexpr, FORMAT: tl.constexpr):
     c, d = _pair(low, high, scale, offset, J, 1, FORMAT)
     e, f = _pair(low, high, scale, offset, J, 2, FORMAT)
     g, h = _pair(low, high, scale, offset, J, 3, FORMAT)
-    joined = tl.join(tl.join(tl.join(a, b), tl.join(c, d)), tl.join(tl.join(e, f), tl.join(g, h)))
-    return tl.reshape(tl.permute(joined, (0, 1, 2, 3, 6, 5, 4)), (a.shape[0], a.shape[1], 8, 4, 8))
+    return _joined(a, b, c, d, e, f, g, h)
 
 
 @triton.jit

@@ -34,17 +34,17 @@ def step_units(
         for j in tl.static_range(4):
             at = unit[:, :, :, :, None] * 32 + j * 8 + e
             x, h = load_x(x_row, norm_ptr, at, inside[:, :, :, :, None], 0.0, TOKENS, EVEN, NORM)
-            products = add_products(products, x, WARPS, TOKENS, KWIDTH, NORM)
+            products = add_products(products, x, WARPS, TOKENS, NORM)
             right = right_fragment(h, TOKENS, WARPS, KWIDTH)
             scale, offset, least = first if j < 2 else last
             weight = eight(low, high, scale, offset, j, FORMAT)
             sums = tl.dot(left_fragment(weight, GROUPS, WARPS, KWIDTH), right, sums)
             if FORMAT == "q4_k" or FORMAT == "q5_k" or FORMAT == "q2_k" or FORMAT == "q4_1" or FORMAT == "q5_1":
-                alike = tl.broadcast_to(least[:, :, :, :, None], (2 * GROUPS, WARPS, 8, 4, 8))
+                least = left_fragment(least, GROUPS, WARPS, KWIDTH)
                 if SUPER:
-                    lows = tl.dot(left_fragment(alike, GROUPS, WARPS, KWIDTH), right, lows)
+                    lows = tl.dot(least, right, lows)
                 else:
-                    sums = tl.dot(left_fragment(alike, GROUPS, WARPS, KWIDTH), right, sums)
+                    sums = tl.dot(least, right, sums)
     if SUPER:
         block = begin[:, None] // 256
         d, low_d = super_scales(planes, acc_row, block, block < COLUMNS // 256, COLUMNS, FORMAT, EVEN)
@@ -70,7 +70,7 @@ def step_bytes(
         inside = at < COLUMNS
         weight = load_stream(planes[0] + (row * COLUMNS)[:, :, :, :, None] + at, inside, EVEN).to(tl.bfloat16)
         x, h = load_x(x_row, norm_ptr, at, inside, 0.0, TOKENS, EVEN, NORM)
-        products = add_products(products, x, WARPS, TOKENS, KWIDTH, NORM)
+        products = add_products(products, x, WARPS, TOKENS, NORM)
         left, right = left_fragment(weight, GROUPS, WARPS, KWIDTH), right_fragment(h, TOKENS, WARPS, KWIDTH)
         if FORMAT == "q8_0":
             unit = begin[:, None] // 32 + step

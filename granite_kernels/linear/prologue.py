@@ -44,21 +44,23 @@ def load_x(x_row, norm_ptr, at, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.
     x = tl.load(x_row + at) if EVEN else tl.load(x_row + at, mask=inside, other=0.0)
     if NORM == 0:
         return x, x
-    places = norm_ptr + (at + tl.zeros(x.shape, tl.int32))  # of x's shape, so that its values land where x's do
-    norm = tl.load(places) if EVEN else tl.load(places, mask=inside, other=0.0)
-    if NORM == 1:
-        return x, x * norm
-    factor = tl.reshape(inverse, (TOKENS // 8, 1, 8, 1, 1))
-    return x, (x.to(tl.float32) * factor).to(x.dtype) * norm
+    else:
+        places = norm_ptr + (at + tl.zeros(x.shape, tl.int32))  # of x's shape, so that its values land where x's do
+        norm = tl.load(places) if EVEN else tl.load(places, mask=inside, other=0.0)
+        if NORM == 1:
+            return x, x * norm
+        else:
+            factor = tl.reshape(inverse, (TOKENS // 8, 1, 8, 1, 1))
+            return x, (x.to(tl.float32) * factor).to(x.dtype) * norm
 
 
 @triton.jit
-def add_products(products, x, WARPS: tl.constexpr, TOKENS: tl.constexpr, KWIDTH: tl.constexpr, NORM: tl.constexpr):
+def add_products(products, x, WARPS: tl.constexpr, TOKENS: tl.constexpr, NORM: tl.constexpr):
     """Add the products of tokens with one another, whose diagonal is the sums of squares: the registers of x serve both sides."""
-    if NORM != 1:
-        return products
-    both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))
-    return tl.dot(left_fragment(both, 1, WARPS, KWIDTH), right_fragment(x, TOKENS, WARPS, KWIDTH), products)
+    if NORM == 1:
+        both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))
+        products = tl.dot(left_fragment(both, 1, WARPS, 2), right_fragment(x, TOKENS, WARPS, 2), products)
+    return products
 
 
 @triton.jit
