@@ -3,6 +3,7 @@
 # make quick    the part of it to run all the time
 # make check    format, lint and types
 # make bench    benchmarks that run here
+# make examine  every launch of the decode steps for six architectures, without a GPU; takes an hour
 # make gpu      on a machine with an NVIDIA GPU and the python3 that is there: its tests, then the benchmarks
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TREE := build/tree
 # the safe path leaves out the checkout itself, whose granite_kernels lacks model/ and bench/
 FROM_TREE = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH}
 
-.PHONY: demo test quick check bench gpu tree clean
+.PHONY: demo test quick check bench examine gpu tree clean
 
 demo: $(VENV)/.demo
 	$(BIN)/granite-kernels generate demo --prompt "Name the capital of France and one fact about it." --max-new-tokens 64
@@ -32,6 +33,9 @@ check: $(VENV)/.test tree
 
 bench: $(VENV)/.test
 	$(BIN)/python bench/bench_cpu.py
+
+examine: $(VENV)/.test
+	$(BIN)/python -c "from granite_kernels.bench.offline.cli import examine_all; examine_all()"
 
 gpu: tree
 	$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu
