@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from granite_kernels import formats
 from granite_kernels.kernels.embed import embed
 from granite_kernels.kernels.moe import norm_route
 from granite_kernels.kernels.norm import add_rms_norm, rms_norm
 from granite_kernels.kernels.rope import rope_append
 from granite_kernels.kernels.sample import sample_step
 from granite_kernels.kernels.swiglu import swiglu
-from granite_kernels.weight import Part, Weight
+from granite_kernels.weight import Weight
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -41,10 +40,3 @@ def choice() -> None:
     seen = torch.empty(4, 49155, dtype=torch.uint8)
     state = longs[:, :1].contiguous(), ints(4, 1), ints(4), ints(4), longs
     sample_step(empty(4, 49155), floats, seen, torch.empty(4), *state)
-
-
-def packed() -> None:
-    ids = torch.empty(1, 4, dtype=torch.int64)
-    for name in formats.NAMES:
-        planes = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in formats.get(name).layout((49155, 2048)))
-        embed(ids, Weight(Part(name, planes, (49155, 2048))), multiplier=12.0, dtype=torch.bfloat16)
