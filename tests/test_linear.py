@@ -288,18 +288,18 @@ def test_the_cost_is_the_traffic(name: str) -> None:
 def flat(call: Call) -> tuple[Callable[..., Tensor], tuple[object, ...]]:
     """The torch operation beneath a call and its arguments."""
     t, rows = call.tensors, call.tensors["weight"].shape[0]
-    planes = [part.clone() for part in t["weight"].split(call.parts)]
+    planes = ([part.clone() for part in t["weight"].split(call.parts)], "dense", rows)
     scratch = (torch.zeros(64, dtype=torch.int32), torch.zeros(1 << 14))
     assert rows % 2 == 0
     arguments: dict[str, tuple[object, ...]] = {
-        "linear": (t["x"], planes, *scratch),
-        "linear_add": (t["x"], planes, t.get("residual"), *scratch, 0.22),
-        "norm_logits": (t["x"], t.get("norm"), planes, *scratch, EPS, 6.0),
-        "norm_gate_up_swiglu": (t["x"], t.get("norm"), planes, *scratch, EPS),
+        "linear": (t["x"], *planes, *scratch),
+        "linear_add": (t["x"], *planes, t.get("residual"), *scratch, 0.22),
+        "norm_logits": (t["x"], t.get("norm"), *planes, *scratch, EPS, 6.0),
+        "norm_gate_up_swiglu": (t["x"], t.get("norm"), *planes, *scratch, EPS),
     }
     if "qkv" in call.name:
         more = (t[n] for n in ("rotary", "positions", "lengths", "k_cache", "v_cache"))
-        arguments[call.name] = (t["x"], t["norm"], planes, *more, *scratch, EPS)
+        arguments[call.name] = (t["x"], t["norm"], *planes, *more, *scratch, EPS)
     return getattr(torch.ops.granite_kernels, call.name).default, arguments[call.name]
 
 

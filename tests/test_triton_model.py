@@ -26,7 +26,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 def large_tiles(few_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that no GPU would take, for a model of real size."""
 
-    def shape(rows: int, columns: int, tokens: int, target: Target) -> MatrixLaunch:
+    def shape(rows: int, columns: int, tokens: int, target: Target, format: str) -> MatrixLaunch:
         return MatrixLaunch(groups=64 if rows > 2048 else 16, warps=16, splits=1, unroll=1, tokens=8 if tokens <= 8 else 16)
 
     monkeypatch.setattr(operations, "matrix_launch", shape)
