@@ -196,7 +196,9 @@ def load_scales(planes, row, unit, inside, COLUMNS: tl.constexpr, FORMAT: tl.con
         first = (scale, tl.full(scale.shape, -0x3CF73CF8 if FORMAT == "q4_0" else -0x3CEF3CF0, tl.int32), 0)
         return first, first
     else:
-        WIDTH: tl.constexpr = 1 if FORMAT == "int4_g32" or FORMAT == "int4_g32_zero" else (2 if FORMAT == "int4_g64" or FORMAT == "int4_g64_zero" else 4)
+        WIDTH: tl.constexpr = (
+            1 if FORMAT == "int4_g32" or FORMAT == "int4_g32_zero" else (2 if FORMAT == "int4_g64" or FORMAT == "int4_g64_zero" else 4)
+        )
         scale = _twice(load_unit(planes[1], row, unit // WIDTH, inside, UNITS // WIDTH, EVEN).to(tl.float32))
         if FORMAT == "int4_g32" or FORMAT == "int4_g64" or FORMAT == "int4_g128":
             first = (scale, tl.full(scale.shape, -0x3CF73CF8, tl.int32), 0)
@@ -226,9 +228,7 @@ def _pair(low, high, scale, offset, J: tl.constexpr, P: tl.constexpr, FORMAT: tl
         return _scaled(FIVE, word, _moved(high[0], ONE_AT - 4), scale, offset)
     else:
         TEXT: tl.constexpr = TWO if FORMAT == "q2_k" else (FOUR if FORMAT == "q4_k" or FORMAT == "q4_1" else FOUR_CENTERED)
-        return tl.inline_asm_elementwise(
-            TEXT, "=h,=h,r,r,r", [word, scale, offset], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise(TEXT, "=h,=h,r,r,r", [word, scale, offset], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=1)
 
 
 @triton.jit

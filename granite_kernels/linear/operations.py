@@ -259,7 +259,9 @@ def _(x: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, 
 
 
 @torch.library.custom_op("granite_kernels::norm_logits", mutates_args=("tickets", "partials"))
-def norm_logits(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float, scaling: float) -> Tensor:
+def norm_logits(
+    x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float, scaling: float
+) -> Tensor:
     out = x.new_empty(*x.shape[:-1], rows)
     programs, keywords = _launch(x, planes, format, rows, NEIGHBOURS)
     _linear_kernel[(programs,)](
@@ -277,12 +279,16 @@ def norm_logits(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows
 
 
 @norm_logits.register_fake
-def _(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float, scaling: float) -> Tensor:
+def _(
+    x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float, scaling: float
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
 
 
 @torch.library.custom_op("granite_kernels::linear_add", mutates_args=("tickets", "partials"))
-def linear_add(x: Tensor, planes: list[Tensor], format: str, rows: int, residual: Tensor, tickets: Tensor, partials: Tensor, scale: float) -> Tensor:
+def linear_add(
+    x: Tensor, planes: list[Tensor], format: str, rows: int, residual: Tensor, tickets: Tensor, partials: Tensor, scale: float
+) -> Tensor:
     out = residual.new_empty(residual.shape)
     programs, keywords = _launch(x, planes, format, rows, NEIGHBOURS)
     _linear_add_kernel[(programs,)](
@@ -297,7 +303,9 @@ def _(x: Tensor, planes: list[Tensor], format: str, rows: int, residual: Tensor,
 
 
 @torch.library.custom_op("granite_kernels::norm_gate_up_swiglu", mutates_args=("tickets", "partials"))
-def norm_gate_up_swiglu(x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float) -> Tensor:
+def norm_gate_up_swiglu(
+    x: Tensor, norm: Tensor, planes: list[Tensor], format: str, rows: int, tickets: Tensor, partials: Tensor, eps: float
+) -> Tensor:
     inner = rows // 2
     out = x.new_empty(*x.shape[:-1], inner)
     programs, keywords = _launch(x, planes, format, rows, inner)
