@@ -121,7 +121,7 @@ class GraniteForCausalLM(nn.Module):
         self._cache: Cache | None = None
         self._state: State | None = None
         self._held: list[int] = []  # the tokens that the kept cache holds, for a batch of one
-        self._captured: tuple[tuple[int, ...], CapturedStep] | None = None
+        self._captured: tuple[Any, CapturedStep] | None = None
 
     def _make_workspace(self) -> Workspace | None:
         """Scratch for the largest decode step, where kernels will run."""
@@ -232,7 +232,8 @@ class GraniteForCausalLM(nn.Module):
         run = generation.eager_step(engine, state, cache)
         if self.device.type != "cuda" or not all(choice.active for choice in self._ops.choices):
             return run  # PyTorch's operations ask the host for sizes, which a graph can't
-        key = tuple(tensor.data_ptr() for tensor in (cache.k, cache.v, cache.lengths, state.ids, state.tokens, engine.rotary))
+        buffers = (cache.k, cache.v, cache.lengths, state.ids, state.tokens, engine.rotary)
+        key = tuple((tensor.data_ptr(), tensor.shape) for tensor in buffers)  # an allocator gives an address twice, to other shapes
         if self._captured is None or self._captured[0] != key:
             self._captured = None
             with torch.no_grad():
