@@ -14,4 +14,4 @@ PACKAGES = {
     "granite_kernels.bench.offline": "bench/offline",
 }
 
-setup(packages=list(PACKAGES), package_dir=PACKAGES)
+setup(packages=list(PACKAGES), package_dir=PACKAGES, package_data={"granite_kernels": ["py.typed"]})

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from granite_kernels import __version__
 from granite_kernels.errors import GraniteError
 
 VERBS = {  # verb: the module, relative to this one, and its command
@@ -47,7 +48,7 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="granite-kernels")
+@click.version_option(__version__, prog_name="granite-kernels")
 def cli() -> None:
     """IBM Granite 3.1 on one NVIDIA GPU. MODEL is a hub id, a folder, a .gguf file, demo, or random:PRESET."""
 
