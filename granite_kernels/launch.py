@@ -109,16 +109,11 @@ class AttentionLaunch:
     stages: int
 
 
-def roomy(target: Target) -> bool:
-    """Whether a program may take more than 99 KiB of shared memory: the data-centre parts."""
-    return target.arch in (80, 90, 100, 103)
-
-
 def attention_launch(head_dim: int, dtype: torch.dtype, target: Target) -> AttentionLaunch:
     """Prefill. Compiled, 2026-11 (no card yet). Whatever the tokens, so that a prompt read in pieces adds as one read whole."""
     wide = head_dim > 64
     if dtype == torch.float32:
-        return AttentionLaunch(32, 16, 8, 1) if wide else AttentionLaunch(32, 32, 4, 1)  # no tensor cores: registers limit
+        return AttentionLaunch(16, 16, 4, 1) if wide else AttentionLaunch(64, 32, 8, 1)  # no tensor cores: registers limit
     if target.arch in (90, 100, 103):
         return AttentionLaunch(128, 64 if wide else 128, 8, 3)
     return AttentionLaunch(128, 32 if wide else 64, 8, 3)
@@ -126,7 +121,9 @@ def attention_launch(head_dim: int, dtype: torch.dtype, target: Target) -> Atten
 
 @dataclasses.dataclass(frozen=True)
 class AttentionDecodeLaunch:
-    """Shape of decode attention: a sequence's cache is shared by up to `splits` programs a kv head, each on whole tiles of block_n."""
+    """Shape of decode attention: blocks of block_m rows (tokens x heads of a group), and up to `splits` programs that take a
+    sequence's tiles of block_n slots in turn.
+    """
 
     block_m: int
     block_n: int
@@ -136,15 +133,14 @@ class AttentionDecodeLaunch:
 
 
 def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionDecodeLaunch:
-    """Compiled, 2026-11 (no card yet). Two programs a multiprocessor for one sequence, at any context and any batch: the split
-    must not depend on the batch, since the order of the sums does on the split.
+    """Compiled, 2026-11 (no card yet). Two or three programs a multiprocessor for one sequence, as its cache grows, whatever the
+    batch: the split must not depend on the batch, since the order of the sums does on the split.
     """
-    splits = max(2 * target.sms // kv_heads, 1)
-    block_m = 16 if rows <= 16 else 64
+    splits = max((3 if head_dim <= 64 else 2) * target.sms // kv_heads, 1)  # smaller tiles, more programs for the bytes in flight
     if dtype == torch.float32:
-        return AttentionDecodeLaunch(16, 32 if head_dim <= 64 else 16, splits, 4, 1)  # no tensor cores: registers limit
-    warps = 2 if head_dim <= 64 and block_m == 16 else 4  # few, since each repeats the addresses and the softmax's bookkeeping
-    return AttentionDecodeLaunch(block_m, 64, splits, warps, 3 if head_dim <= 64 or roomy(target) else 2)
+        return AttentionDecodeLaunch(8, 32, splits, 4, 1)  # no tensor cores: registers limit
+    # two warps, since each repeats the addresses and the softmax's bookkeeping; four would bring sm_100's instructions, which spill
+    return AttentionDecodeLaunch(8 if rows <= 8 else 16, 64, splits, 2, 3 if target.arch in (100, 103) else 2)
 
 
 # ------------------------------------------------------------------ rows

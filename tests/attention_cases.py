@@ -118,9 +118,9 @@ def far_rows(head_dim: int, tokens: int) -> Inputs:
     return Inputs(near.q, k, v, near.lengths, near.starts)
 
 
-def _empty(head_dim: int, tokens: int, context: int, batch: int) -> Inputs:
-    q = torch.empty(batch, tokens, 32, head_dim, dtype=torch.bfloat16)
-    k, v = (torch.empty(batch, 8, context, head_dim, dtype=torch.bfloat16) for _ in range(2))
+def _empty(head_dim: int, tokens: int, context: int, batch: int, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+    q = torch.empty(batch, tokens, 32, head_dim, dtype=dtype)
+    k, v = (torch.empty(batch, 8, context, head_dim, dtype=dtype) for _ in range(2))
     lengths, starts = (torch.empty(batch, dtype=torch.int32) for _ in range(2))
     return Inputs(q, k, v, lengths, starts)
 
@@ -135,9 +135,20 @@ def launch_prefill() -> None:
 
 
 def launch_decode() -> None:
-    """As Granite 2B and 8B decode, each twice: the second request is of other sizes."""
+    """As Granite 2B and 8B decode, each twice, the second request of other sizes; then 16 tokens and 9."""
     from granite_kernels.kernels.attention_decode import attention_decode
 
     for head_dim in (64, 128):
-        for context, batch in ((16384, 1), (1280, 13)):
-            _empty(head_dim, 1, context, batch).run(attention_decode)
+        for tokens, context, batch in ((1, 16384, 1), (1, 1280, 13), (16, 1024, 1), (9, 512, 1)):
+            _empty(head_dim, tokens, context, batch).run(attention_decode)
+
+
+def launch_float32() -> None:
+    """Prefill, and decode of one token and of 16, of both head sizes in float32."""
+    from granite_kernels.kernels.attention import attention
+    from granite_kernels.kernels.attention_decode import attention_decode
+
+    for head_dim in (64, 128):
+        _empty(head_dim, 512, 512, 1, torch.float32).run(attention)
+        for tokens in (1, 16):
+            _empty(head_dim, tokens, 512, 1, torch.float32).run(attention_decode)

@@ -83,6 +83,15 @@ def test_bits_depend_neither_on_the_batch_nor_on_padding() -> None:
     assert torch.equal(together, case.without_padding().run(attention))
 
 
+def test_a_prompt_in_pieces_has_the_bits_of_the_whole() -> None:
+    case = cases.inputs(BF16, 64, 3, 150, [20], [4])
+    pieces = []
+    for first, last in ((0, 70), (70, 71), (71, 150)):
+        piece = cases.Inputs(case.q[:, first:last], case.k_cache, case.v_cache, case.lengths + first, case.starts)
+        pieces.append(piece.run(attention))
+    assert torch.equal(torch.cat(pieces, 1), case.run(attention))
+
+
 def test_order_of_programs_is_free() -> None:
     cases.assert_order_is_free(attention, cases.inputs(BF16, 64, 4, 70, [10, 5], kv_heads=2))
 
@@ -125,6 +134,12 @@ def test_errors(change: dict[str, Any], message: str) -> None:
         cases.Inputs(**{**vars(case), **change}).run(attention)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scales_that_are_not_positive(scale: float) -> None:
+    with pytest.raises(GraniteError, match="positive"):
+        cases.inputs(F32, 64, 2, 3, [5], scale=scale).run(attention)
+
+
 def test_head_size_that_is_no_power_of_two() -> None:
     with pytest.raises(GraniteError, match="head size 96"):
         cases.inputs(F32, 96, 2, 3, [5]).run(attention)
@@ -153,3 +168,11 @@ def test_compiled_code(archs: tuple[int, ...]) -> None:
         assert any(name.startswith(INSTRUCTION[launch.arch]) for name in launch.tensor_core), launch.tensor_core
         assert launch.shared <= (99 << 10 if launch.arch in (86, 89, 120) else 163 << 10)
         assert launch.pdl == (launch.arch >= 90) == (launch.grid_dependency == 2)
+
+
+@pytest.mark.slow
+def test_compiled_code_of_float32() -> None:
+    launches = compiled(f"{cases.__file__}:launch_float32", tuple(INSTRUCTION))
+    assert len(launches) == 6 * len(INSTRUCTION)
+    assert [launch.spills for launch in launches] == [0] * len(launches)
+    assert not any(launch.tensor_core for launch in launches)  # whose float32 is TF32

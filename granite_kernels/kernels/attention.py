@@ -21,67 +21,18 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.errors import GraniteError
+from granite_kernels.kernels.softmax import attend
 from granite_kernels.launch import attention_launch, target
 
 SIZES = ["q_stride_batch", "q_stride_token", "q_stride_head", "cache_stride_batch", "cache_stride_head", "tokens"]  # of a request
 
 
 @triton.jit
-def attend(q, k, v, seen, acc, peak, total, factor):
-    """One tile of the online softmax: q [rows, head_dim], k and v [slots, head_dim], seen [rows, slots] or None for all.
-
-    acc [rows, head_dim] and total [rows] are sums over 2^(score - peak); factor turns a score into its base-2 logarithm.
-    """
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * factor
-    if seen is not None:
-        scores = tl.where(seen, scores, float("-inf"))
-    higher = tl.maximum(peak, tl.max(scores, 1))
-    p = tl.exp2(scores - higher[:, None])
-    fade = tl.exp2(peak - higher)
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-    return acc, higher, total * fade + tl.sum(p, 1)
-
-
-@triton.jit
-def attend_span(
-    q,
-    k_ptr,
-    v_ptr,
-    limit,
-    begin,
-    whole,
-    end,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """(acc, peak, total) over slots begin .. end - 1, of which all rows see those before `whole`, row i those up to limit[i].
-
-    k_ptr and v_ptr point to slot 0; begin and whole are multiples of BLOCK_N. peak is finite where a row sees nothing. Within a
-    head 32 bits are enough.
-    """
-    column = tl.arange(0, BLOCK_N)
-    tile = column[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
-    peak = tl.full((BLOCK_M,), -3.0e38, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    for slot in range(begin, whole, BLOCK_N):
-        k = tl.load(k_ptr + slot * HEAD_DIM + tile)
-        v = tl.load(v_ptr + slot * HEAD_DIM + tile)
-        acc, peak, total = attend(q, k, v, None, acc, peak, total, factor)
-    for slot in range(whole, end, BLOCK_N):
-        # slots behind the last may hold NaN, which a probability of zero would not undo: the last is read in their place
-        tile = tl.minimum(column, end - 1 - slot)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        k = tl.load(k_ptr + slot * HEAD_DIM + tile)
-        v = tl.load(v_ptr + slot * HEAD_DIM + tile)
-        acc, peak, total = attend(q, k, v, column[None, :] <= (limit - slot)[:, None], acc, peak, total, factor)
-    return acc, peak, total
-
-
-@triton.jit
 def cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM: tl.constexpr):
-    """Elements before slot `start` of a sequence's kv head; the strides are multiples of 16, which the launch can't say itself."""
+    """Elements before slot `start` of a sequence's kv head, in 64 bits: within a head 32 are enough.
+
+    The strides are multiples of 16, which makes for wide loads and which a launch that does not specialize can't say itself.
+    """
     return (
         tl.multiple_of(cache_stride_batch.to(tl.int64), 16) * batch
         + tl.multiple_of(cache_stride_head.to(tl.int64), 16) * kv_head
@@ -137,11 +88,25 @@ def _attention_kernel(
     q = tl.load(q_ptr + from_q[:, None] + d, mask=real, other=0.0)
 
     first, last = block * BLOCK_M // GROUP, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUP, tokens - 1)
-    whole = tl.maximum(before + first + 1, 0) // BLOCK_N * BLOCK_N
+    whole, end = tl.maximum(before + first + 1, 0) // BLOCK_N * BLOCK_N, before + last + 1  # seen by all rows, by any
     cache = cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM)
-    acc, _, total = attend_span(
-        q, k_cache_ptr + cache, v_cache_ptr + cache, before + token, 0, whole, before + last + 1, factor, HEAD_DIM, BLOCK_M, BLOCK_N
-    )
+    k_ptr, v_ptr = k_cache_ptr + cache, v_cache_ptr + cache
+    column = tl.arange(0, BLOCK_N)
+    tile = column[:, None] * HEAD_DIM + d
+    acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
+    peak = tl.full((BLOCK_M,), -3.0e38, tl.float32)  # finite, so that a row that sees nothing meets no inf - inf
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for slot in range(0, whole, BLOCK_N):
+        k = tl.load(k_ptr + slot * HEAD_DIM + tile)
+        v = tl.load(v_ptr + slot * HEAD_DIM + tile)
+        acc, peak, total = attend(q, k, v, None, acc, peak, total, factor)
+    for slot in range(whole, end, BLOCK_N):
+        # slots behind the last may hold NaN, which a probability of zero would not undo: the last is read in their place
+        tile = tl.minimum(column, end - 1 - slot)[:, None] * HEAD_DIM + d
+        k = tl.load(k_ptr + slot * HEAD_DIM + tile)
+        v = tl.load(v_ptr + slot * HEAD_DIM + tile)
+        seen = column[None, :] <= (before + token - slot)[:, None]
+        acc, peak, total = attend(q, k, v, seen, acc, peak, total, factor)
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # a row that sees nothing yields zeros
 
     to = (batch * tokens + token) * (tl.num_programs(1) * GROUP) + head
@@ -151,8 +116,8 @@ def _attention_kernel(
 # ------------------------------------------------------------------ launch
 
 
-def check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor) -> None:
-    """Raise GraniteError where shapes, dtypes or strides are not those that the kernels read."""
+def check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor, scale: float) -> None:
+    """Raise GraniteError where shapes, dtypes, strides or the scale are not those that the kernels take."""
     batch, _, heads, head_dim = q.shape
     kv_heads = k_cache.shape[1]
     if k_cache.shape != v_cache.shape or k_cache.shape[0] != batch or k_cache.shape[3] != head_dim or heads % kv_heads:
@@ -169,6 +134,8 @@ def check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: 
         raise GraniteError("heads of q and of the cache must be contiguous, at strides that are multiples of 16")
     if lengths.dtype != torch.int32 or starts.dtype != torch.int32 or not lengths.shape == starts.shape == (batch,):
         raise GraniteError(f"lengths and starts must be int32 [{batch}]")
+    if not scale > 0:
+        raise GraniteError(f"scale {scale}: expected a positive number")
 
 
 @torch.library.custom_op("granite_kernels::attention", mutates_args=())
@@ -218,5 +185,5 @@ def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, star
     int32 [batch], slots in use before this call; starts int32 [batch], first slot of each row that is not padding. Slots that no
     query sees are not read. A row's bits do not depend on the rest of the batch nor on its padding. Raises GraniteError.
     """
-    check(q, k_cache, v_cache, lengths, starts)
+    check(q, k_cache, v_cache, lengths, starts, scale)
     return _attention(q, k_cache, v_cache, lengths, starts, scale)

@@ -2,12 +2,15 @@
 
     softmax(scale * q k^T) v,   at most 16 tokens over the batch, query t of row b seeing slots starts[b] .. lengths[b] + t
 
-The heads that share a kv head are the rows of one product, so a slot is read once for the whole group. Up to num_programs(0)
-programs share a sequence's slots in spans of whole tiles, computed from the lengths in device memory: a captured graph replays
-while the cache grows. A program beyond the last span leaves at once; where one span is enough its program is done alone; else each
-leaves its sums in the workspace and the last by ticket joins them in the order of the spans.
+The heads that share a kv head are the rows of one product, so a slot is read once for up to BLOCK_M of them (more heads or tokens
+take more blocks, which run side by side). A tile of slots is the tall side of both products and the few rows the narrow one, since
+the softmax is paid for each padded row: scores are k q^T, the sums v^T p.
 
-Reads k and v once, [batch, kv_heads, length, head_dim] each; partial sums are (head_dim + 2) floats a head and span.
+Up to `splits` programs take a sequence's tiles in turn, as many as the lengths in device memory ask for: a captured graph replays
+while the cache grows. The others leave at once; a program that is alone finishes alone; else each leaves its sums in the workspace
+and the last by ticket joins them in the order of the programs.
+
+Reads k and v once, [batch, kv_heads, length, head_dim] each; partial sums are (head_dim + 2) floats a head and program.
 """
 
 from __future__ import annotations
@@ -22,58 +25,29 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.kernels.attention import SIZES, attend_span, cache_offset, check
+from granite_kernels.kernels.attention import SIZES, cache_offset, check
+from granite_kernels.kernels.softmax import attend_tiles, join
 from granite_kernels.launch import DECODE_TOKENS, INTERPRETED, Target, attention_decode_launch, target
 from granite_kernels.workspace import Workspace
 
 
-@triton.jit
-def join(sums_ptr, weights_ptr, active, first, rows, HEAD_DIM: tl.constexpr, BLOCK_R: tl.constexpr, SPANS: tl.constexpr):
-    """Softmax sums of `active` spans into one: sums [spans, rows, HEAD_DIM], weights [spans, rows, 2] (peak, total).
-
-    Returns float32 [BLOCK_R, HEAD_DIM], from row `first` on. SPANS at a time, for the sake of one long wait instead of many.
-    """
-    span = tl.arange(0, SPANS)[:, None]
-    row = first + tl.arange(0, BLOCK_R)[None, :]
-    acc = tl.zeros((BLOCK_R, HEAD_DIM), tl.float32)
-    peak = tl.full((BLOCK_R,), -3.0e38, tl.float32)
-    total = tl.zeros((BLOCK_R,), tl.float32)
-    for begin in range(0, active, SPANS):
-        real = (begin + span < active) & (row < rows)
-        at = (begin + span) * rows + row
-        sums = tl.load(
-            sums_ptr + at[:, :, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, None, :],
-            mask=real[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        peaks = tl.load(weights_ptr + at * 2, mask=real, other=-3.0e38, cache_modifier=".cg")
-        totals = tl.load(weights_ptr + at * 2 + 1, mask=real, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(peak, tl.max(peaks, 0))
-        fade, weight = tl.exp2(peak - higher), tl.exp2(peaks - higher[None, :])
-        acc = acc * fade[:, None] + tl.sum(sums * weight[:, :, None], 0)
-        total = total * fade + tl.sum(totals * weight, 0)
-        peak = higher
-    return acc / tl.where(total > 0, total, 1.0)[:, None]
-
-
 def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
     """Of q and out alone: how much the cache holds is known to the device alone."""
-    rows = grid[1] * grid[2] // args["BLOCKS"] * args["tokens"] * args["GROUP"]
+    rows = grid[2] * args["tokens"] * args["GROUP"]
     return {"name": kernel.name, "flops": 0, "bytes": 2 * rows * args["HEAD_DIM"] * args["q_ptr"].element_size()}
 
 
 @triton.jit(do_not_specialize=SIZES, launch_metadata=_cost)
 def _attention_decode_kernel(
-    q_ptr,  # [batch, tokens, heads, HEAD_DIM]
-    k_cache_ptr,  # [batch, kv_heads, context, HEAD_DIM]
+    q_ptr,  # [batch, tokens, KV_HEADS * GROUP, HEAD_DIM]
+    k_cache_ptr,  # [batch, KV_HEADS, context, HEAD_DIM]
     v_cache_ptr,  # as k_cache
     lengths_ptr,  # int32 [batch]
     starts_ptr,  # int32 [batch]
-    out_ptr,  # [batch, tokens, heads, HEAD_DIM], contiguous
-    tickets_ptr,  # int32 [batch, kv_heads, BLOCKS]
-    sums_ptr,  # [batch, kv_heads, splits, tokens * GROUP, HEAD_DIM]
-    weights_ptr,  # [batch, kv_heads, splits, tokens * GROUP, 2]
+    out_ptr,  # [batch, tokens, KV_HEADS * GROUP, HEAD_DIM], contiguous
+    tickets_ptr,  # int32 [batch, KV_HEADS, blocks]
+    sums_ptr,  # [batch, KV_HEADS, splits, tokens * GROUP, HEAD_DIM]
+    weights_ptr,  # [batch, KV_HEADS, splits, tokens * GROUP, 2]
     q_stride_batch,
     q_stride_token,
     q_stride_head,
@@ -81,67 +55,62 @@ def _attention_decode_kernel(
     cache_stride_head,
     tokens,
     factor,  # scale * log2(e)
+    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
-    BLOCKS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SPANS: tl.constexpr,
+    CHUNK: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    split = tl.program_id(0)
-    kv_head = tl.program_id(1).to(tl.int64)
-    batch, block = (tl.program_id(2) // BLOCKS).to(tl.int64), tl.program_id(2) % BLOCKS
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    pair = tl.program_id(2)  # at 16 tokens all but the caches is small enough for 32 bits; the wrapper checks q
+    batch, kv_head = pair // KV_HEADS, pair % KV_HEADS
     start = tl.load(starts_ptr + batch)
     before = tl.load(lengths_ptr + batch) - start  # slots that count, ahead of token 0; negative where token 0 is padding
-
-    end = tl.maximum(before + tokens, 0)
-    tiles = tl.cdiv(end, BLOCK_N)
-    span = tl.maximum(tl.cdiv(tiles, tl.num_programs(0)), 1) * BLOCK_N
-    active = tl.maximum(tl.cdiv(end, span), 1)
+    end = before + tokens
+    active = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_N), splits), 1)  # one writes the zeros where nothing is seen
     if split >= active:
         return
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     token, head = row // GROUP, kv_head * GROUP + row % GROUP
-    real = (token < tokens)[:, None]
-    d = tl.arange(0, HEAD_DIM)[None, :]
-    from_q = tl.multiple_of(q_stride_batch.to(tl.int64), 16) * batch + tl.multiple_of(q_stride_token.to(tl.int64), 16) * token
-    from_q += tl.multiple_of(q_stride_head.to(tl.int64), 16) * head
-    q = tl.load(q_ptr + from_q[:, None] + d, mask=real, other=0.0)
+    real = token < tokens
+    d = tl.arange(0, HEAD_DIM)
+    from_q = tl.multiple_of(batch * q_stride_batch + token * q_stride_token + head * q_stride_head, 16)
+    q = tl.load(q_ptr + (from_q[:, None] + d[None, :]), mask=real[:, None], other=0.0)
 
-    begin, stop = split * span, tl.minimum(split * span + span, end)
     cache = cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM)
-    acc, peak, total = attend_span(
-        q, k_cache_ptr + cache, v_cache_ptr + cache, before + token, begin, begin, stop, factor, HEAD_DIM, BLOCK_M, BLOCK_N
+    k_ptr, v_ptr = k_cache_ptr + cache, v_cache_ptr + cache
+    acc, peak, total = attend_tiles(
+        tl.trans(q), k_ptr, v_ptr, before + token, split * BLOCK_N, end, splits * BLOCK_N, factor, HEAD_DIM, BLOCK_M, BLOCK_N
     )
 
-    to = (batch * tokens + token) * (tl.num_programs(1) * GROUP) + head
     if active == 1:
-        acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # a row that sees nothing yields zeros
-        tl.store(out_ptr + to[:, None] * HEAD_DIM + d, acc.to(out_ptr.dtype.element_ty), mask=real)
+        acc = acc / tl.where(total > 0, total, 1.0)[None, :]  # a row that sees nothing yields zeros
+        to = ((batch * tokens + token) * (KV_HEADS * GROUP) + head) * HEAD_DIM
+        tl.store(out_ptr + (to[None, :] + d[:, None]), acc.to(out_ptr.dtype.element_ty), mask=real[None, :])
         return
 
     rows = tokens * GROUP
-    pair = batch * tl.num_programs(1) + kv_head
-    room = pair * tl.num_programs(0) * rows
-    own = room + split * rows + row
-    tl.store(sums_ptr + own[:, None] * HEAD_DIM + d, acc, mask=real)
-    tl.store(weights_ptr + own * 2, peak, mask=row < rows)
-    tl.store(weights_ptr + own * 2 + 1, total, mask=row < rows)
+    own = (pair * splits + split) * rows + row
+    tl.store(sums_ptr + (own[None, :] * HEAD_DIM + d[:, None]), acc, mask=real[None, :])
+    tl.store(weights_ptr + own * 2, peak, mask=real)
+    tl.store(weights_ptr + own * 2 + 1, total, mask=real)
     tl.debug_barrier()  # every thread's stores come before the ticket
-    ticket = tickets_ptr + pair * BLOCKS + block
+    ticket = tickets_ptr + pair * blocks + block
     if tl.atomic_add(ticket, 1, sem="acq_rel") == active - 1:
         tl.atomic_xchg(ticket, 0, sem="relaxed")  # so that the next launch, or a replayed graph, starts at zero
-        first = block * BLOCK_M
-        joined = join(sums_ptr + room * HEAD_DIM, weights_ptr + room * 2, active, first, rows, HEAD_DIM, BLOCK_R, SPANS)
+        first, room = block * BLOCK_M, pair * splits * rows
+        joined = join(sums_ptr + room * HEAD_DIM, weights_ptr + room * 2, active, first, rows, HEAD_DIM, BLOCK_R, CHUNK)
         few = first + tl.arange(0, BLOCK_R)
-        out = (batch * tokens + few // GROUP) * (tl.num_programs(1) * GROUP) + kv_head * GROUP + few % GROUP
-        tl.store(out_ptr + out[:, None] * HEAD_DIM + d, joined.to(out_ptr.dtype.element_ty), mask=(few < rows)[:, None])
+        to = ((batch * tokens + few // GROUP) * (KV_HEADS * GROUP) + kv_head * GROUP + few % GROUP) * HEAD_DIM
+        tl.store(out_ptr + (to[:, None] + d[None, :]), joined.to(out_ptr.dtype.element_ty), mask=(few < rows)[:, None])
 
 
 # ------------------------------------------------------------------ launch
@@ -151,7 +120,7 @@ def workspace_size(batch: int, kv_heads: int, group: int, head_dim: int, tokens:
     """(tickets, partials) that a call with these sizes may need on `where`, for every cache dtype and length."""
     rows = tokens * group
     splits = attention_decode_launch(rows, kv_heads, head_dim, torch.bfloat16, where).splits
-    return batch * kv_heads * triton.cdiv(rows, 16), batch * kv_heads * splits * rows * (head_dim + 2)
+    return batch * kv_heads * triton.cdiv(rows, 8), batch * kv_heads * splits * rows * (head_dim + 2)
 
 
 @torch.library.custom_op("granite_kernels::attention_decode", mutates_args=("tickets", "partials"))
@@ -168,10 +137,11 @@ def _attention_decode(
     where = target(q)
     shape = attention_decode_launch(rows, kv_heads, head_dim, q.dtype, where)
     blocks = triton.cdiv(rows, shape.block_m)
+    splits = min(shape.splits, triton.cdiv(k_cache.shape[2], shape.block_n))  # the rest could never have work
     block_r = min(triton.next_power_of_2(group), shape.block_m) if tokens == 1 else shape.block_m  # three kernels serve all tokens
-    sums = batch * kv_heads * shape.splits * rows * head_dim
+    sums = batch * kv_heads * splits * rows * head_dim
     pdl = q.is_cuda and where.arch >= 90
-    _attention_decode_kernel[(shape.splits, kv_heads, batch * blocks)](
+    _attention_decode_kernel[(blocks, splits, batch * kv_heads)](
         q,
         k_cache,
         v_cache,
@@ -185,13 +155,13 @@ def _attention_decode(
         *k_cache.stride()[:2],
         tokens,
         scale * math.log2(math.e),
+        KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
         GROUP=group,
-        BLOCKS=blocks,
         BLOCK_R=block_r,
         BLOCK_M=shape.block_m,
         BLOCK_N=shape.block_n,
-        SPANS=max(4096 // (block_r * head_dim), 1),
+        CHUNK=max(4096 // (block_r * head_dim), 1),
         PDL=pdl,
         num_warps=shape.warps,
         num_stages=shape.stages,
@@ -223,9 +193,11 @@ def attention_decode(
     Deterministic. A row's bits depend on its own slots, the tokens of the call and the GPU model, never on the rest of the batch,
     on padding or on the context that the cache has room for. workspace: at least `workspace_size(...)`; None allocates one.
     """
-    check(q, k_cache, v_cache, lengths, starts)
+    check(q, k_cache, v_cache, lengths, starts, scale)
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k_cache.shape[1]
+    if (batch - 1) * q.stride(0) >= 1 << 31:
+        raise GraniteError(f"rows of q lie {q.stride(0)} values apart: {batch} of them must lie within 2^31")
     if batch * tokens > DECODE_TOKENS:
         raise GraniteError(f"{batch} rows of {tokens} tokens: attention_decode takes {DECODE_TOKENS} together, use attention")
     need = workspace_size(batch, kv_heads, heads // kv_heads, head_dim, tokens, target(q))
