@@ -96,6 +96,23 @@ def _packed_launch(rows: int, columns: int, tokens: int, target: Target, format:
     return MatrixLaunch(groups, warps, splits, unroll, 8 if tokens <= 8 else 16)
 
 
+# ------------------------------------------------------------------ packed rows to dense ones
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeLaunch:
+    """Shape of a decoding launch: a program owns `rows` rows of `units` units of 32 columns, a unit a thread."""
+
+    rows: int
+    units: int
+    warps: int
+
+
+def decode_launch(*, gather: bool) -> DecodeLaunch:
+    """Compiled, 2026-11 (no card yet). A gathered row is alone; else the eight rows whose metadata lie together."""
+    return DecodeLaunch(1, 32, 1) if gather else DecodeLaunch(8, 16, 4)
+
+
 # ------------------------------------------------------------------ attention
 
 

@@ -1,4 +1,4 @@
-"""Embedding rows times the embedding multiplier: a gather of [tokens, hidden] values, each read once and written once."""
+"""Embedding rows times the embedding multiplier: a gather of [tokens, hidden] values, each read once, as stored, and written once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES, target
-from granite_kernels.reference.embed import embed as reference_embed
+from granite_kernels.linear import rows
 from granite_kernels.weight import DENSE, Weight
 
 BLOCK = 1024
@@ -72,15 +72,18 @@ def _(ids: Tensor, weight: Tensor, multiplier: float, dtype: torch.dtype) -> Ten
 def embed(ids: Tensor, weight: Weight, *, multiplier: float, dtype: torch.dtype) -> Tensor:
     """Rows `ids` [batch, tokens] of weight [vocab, hidden], times `multiplier`: [batch, tokens, hidden] in `dtype`.
 
-    Ids are int64 and must lie within the vocabulary: whoever takes them from outside checks that. Packed rows are decoded in
-    PyTorch, only those that were asked for. Raises GraniteError.
+    Ids are int64 and must lie within the vocabulary: whoever takes them from outside checks that. Packed rows are decoded as they
+    are gathered. Raises GraniteError.
     """
-    if weight.formats != (DENSE,):
-        return reference_embed(ids, weight, multiplier=multiplier, dtype=dtype)
-    plane = weight.parts[0].planes[0]
+    if len(weight.parts) != 1:
+        raise GraniteError(f"an embedding of {len(weight.parts)} parts ({', '.join(weight.formats)}): expected one")
+    (part,) = weight.parts
     if ids.dtype != torch.int64:
         raise GraniteError(f"ids are {ids.dtype}: expected int64")
-    if plane.dtype not in DTYPES or dtype not in DTYPES:
-        raise GraniteError(f"from {plane.dtype} to {dtype}: expected float32, bfloat16 or float16 for both")
-    out: Tensor = _embed(ids.contiguous(), plane, multiplier, dtype)
+    stored = part.planes[0].dtype if part.format == DENSE else torch.float32
+    if stored not in DTYPES or dtype not in DTYPES:
+        raise GraniteError(f"from {stored} to {dtype}: expected float32, bfloat16 or float16 for both")
+    if part.format != DENSE:
+        return rows.gather(ids, part, multiplier=multiplier, dtype=dtype)
+    out: Tensor = _embed(ids.contiguous(), part.planes[0], multiplier, dtype)
     return out
