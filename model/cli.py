@@ -13,10 +13,11 @@ import click
 from granite_kernels import __version__
 from granite_kernels.errors import GraniteError
 
-VERBS = {  # verb: the module, relative to this one, and its command
+VERBS = {  # verb: the module, relative to this one where it is of the model's, and its command
     "generate": (".cli_generate", "generate"),
     "chat": (".cli_chat", "chat"),
     "inspect": (".cli_inspect", "inspect"),
+    "plan": ("granite_kernels.bench.cli_plan", "plan"),
     "doctor": (".cli_doctor", "doctor"),
     "bench": (".cli_bench", "bench"),
 }
@@ -24,6 +25,7 @@ SUMMARIES = {
     "generate": "Stream a completion.",
     "chat": "An interactive session.",
     "inspect": "What a checkpoint holds, without loading it.",
+    "plan": "Memory by format, the GPUs it fits, and the speed that they allow.",
     "doctor": "GPU, driver, torch, triton, compiler, caches.",
     "bench": "Benchmarks; so far `bench offline`, a decode step examined without a GPU.",
 }

@@ -1,0 +1,138 @@
+"""NVIDIA cards that the kernels run on: memory, bandwidth, and what of the memory a model can have.
+
+Memory in GiB (what the box calls GB), bandwidth in GB/s (10^9 bytes). Sources are NVIDIA's own:
+
+    ampere      "NVIDIA Ampere GA102 GPU Architecture" (GeForce 30; A40, RTX A6000) and the GeForce 30 product pages
+    ada         "NVIDIA Ada GPU Architecture" (GeForce 40; L40, RTX 6000 Ada) and the GeForce 40 product pages
+    blackwell   "NVIDIA RTX Blackwell GPU Architecture" (GeForce 50; RTX PRO) and the GeForce 50 product pages
+    sheet       the card's own data sheet ("NVIDIA A10 Tensor Core GPU", "NVIDIA RTX A4000", ...)
+    a100, h100  "NVIDIA A100 / H100 Tensor Core GPU Architecture" and the cards' data sheets
+
+The bandwidth of a card with GDDR memory is its bus times its data rate, and `bus` (bits) and `rate` (Gbit/s a pin) stand here so that
+anybody can check it; of stacked memory (HBM) the data sheet's bandwidth is taken. GDDR6 keeps the check bits of error correction in the
+memory itself, a sixteenth of it: counted for the cards of data centres, where correction is on ex factory, and not for workstations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from granite_kernels.errors import GraniteError
+
+GIB = 2**30
+CONTEXT = GIB // 2  # the driver's context, code of kernels and libraries; 0.3 to 0.6 GiB
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A card. `arch`: compute capability, 90 for 9.0; `bus`, `rate` as above, or 0 for HBM; `inline_ecc`: check bits in memory."""
+
+    name: str
+    memory: float
+    bandwidth: float
+    arch: int
+    source: str
+    bus: int = 0
+    rate: float = 0.0
+    inline_ecc: bool = False
+    driver: tuple[str, ...] = ()  # other names, which the driver gives
+
+    @property
+    def usable(self) -> int:
+        """Bytes that are left for a model."""
+        return int(self.memory * GIB * (15 / 16 if self.inline_ecc else 1)) - CONTEXT
+
+
+def _gddr(name: str, memory: float, bus: int, rate: float, arch: int, source: str, *, inline_ecc: bool = False) -> Gpu:
+    return Gpu(name, memory, round(bus * rate / 8), arch, source, bus, rate, inline_ecc)
+
+
+GPUS = (
+    _gddr("GeForce RTX 3060", 12, 192, 15, 86, "ampere"),
+    _gddr("GeForce RTX 3060 Ti", 8, 256, 14, 86, "ampere"),
+    _gddr("GeForce RTX 3070", 8, 256, 14, 86, "ampere"),
+    _gddr("GeForce RTX 3070 Ti", 8, 256, 19, 86, "ampere"),
+    _gddr("GeForce RTX 3080", 10, 320, 19, 86, "ampere"),
+    _gddr("GeForce RTX 3080 12GB", 12, 384, 19, 86, "ampere"),
+    _gddr("GeForce RTX 3080 Ti", 12, 384, 19, 86, "ampere"),
+    _gddr("GeForce RTX 3090", 24, 384, 19.5, 86, "ampere"),
+    _gddr("GeForce RTX 3090 Ti", 24, 384, 21, 86, "ampere"),
+    _gddr("GeForce RTX 4060", 8, 128, 17, 89, "ada"),
+    _gddr("GeForce RTX 4060 Ti", 8, 128, 18, 89, "ada"),
+    _gddr("GeForce RTX 4060 Ti 16GB", 16, 128, 18, 89, "ada"),
+    _gddr("GeForce RTX 4070", 12, 192, 21, 89, "ada"),
+    _gddr("GeForce RTX 4070 SUPER", 12, 192, 21, 89, "ada"),
+    _gddr("GeForce RTX 4070 Ti", 12, 192, 21, 89, "ada"),
+    _gddr("GeForce RTX 4070 Ti SUPER", 16, 256, 21, 89, "ada"),
+    _gddr("GeForce RTX 4080", 16, 256, 22.4, 89, "ada"),
+    _gddr("GeForce RTX 4080 SUPER", 16, 256, 23, 89, "ada"),
+    _gddr("GeForce RTX 4090", 24, 384, 21, 89, "ada"),
+    _gddr("GeForce RTX 5060", 8, 128, 28, 120, "blackwell"),
+    _gddr("GeForce RTX 5060 Ti", 8, 128, 28, 120, "blackwell"),
+    _gddr("GeForce RTX 5060 Ti 16GB", 16, 128, 28, 120, "blackwell"),
+    _gddr("GeForce RTX 5070", 12, 192, 28, 120, "blackwell"),
+    _gddr("GeForce RTX 5070 Ti", 16, 256, 28, 120, "blackwell"),
+    _gddr("GeForce RTX 5080", 16, 256, 30, 120, "blackwell"),
+    _gddr("GeForce RTX 5090", 32, 512, 28, 120, "blackwell"),
+    _gddr("RTX A2000 12GB", 12, 192, 12, 86, "sheet"),
+    _gddr("RTX A4000", 16, 256, 14, 86, "sheet"),
+    _gddr("RTX A5000", 24, 384, 16, 86, "sheet"),
+    _gddr("RTX A6000", 48, 384, 16, 86, "ampere"),
+    _gddr("RTX 4000 Ada", 20, 160, 18, 89, "sheet"),
+    _gddr("RTX 5000 Ada", 32, 256, 18, 89, "sheet"),
+    _gddr("RTX 6000 Ada", 48, 384, 20, 89, "ada"),
+    _gddr("RTX PRO 4500 Blackwell", 32, 256, 28, 120, "blackwell"),
+    _gddr("RTX PRO 5000 Blackwell", 48, 384, 28, 120, "blackwell"),
+    _gddr("RTX PRO 6000 Blackwell", 96, 512, 28, 120, "blackwell"),
+    _gddr("A2", 16, 128, 12.5, 86, "sheet", inline_ecc=True),
+    _gddr("A10", 24, 384, 12.5, 86, "sheet", inline_ecc=True),
+    _gddr("A40", 48, 384, 14.5, 86, "ampere", inline_ecc=True),
+    _gddr("L4", 24, 192, 12.5, 89, "sheet", inline_ecc=True),
+    _gddr("L40", 48, 384, 18, 89, "ada", inline_ecc=True),
+    _gddr("L40S", 48, 384, 18, 89, "sheet", inline_ecc=True),
+    Gpu("A30", 24, 933, 80, "sheet"),
+    Gpu("A100 40GB", 40, 1555, 80, "a100", driver=("A100-SXM4-40GB", "A100-PCIE-40GB")),
+    Gpu("A100 80GB PCIe", 80, 1935, 80, "a100"),
+    Gpu("A100 80GB SXM", 80, 2039, 80, "a100", driver=("A100-SXM4-80GB",)),
+    Gpu("H100 PCIe", 80, 2000, 90, "h100"),
+    Gpu("H100 SXM", 80, 3350, 90, "h100", driver=("H100 80GB HBM3",)),
+    Gpu("H100 NVL", 94, 3900, 90, "sheet"),
+    Gpu("H200", 141, 4800, 90, "sheet"),
+    Gpu("B200", 180, 8000, 100, "sheet"),
+)
+
+
+def find(name: str) -> Gpu:
+    """The card that `name` means: as here or as the driver writes it, with or without NVIDIA, GeForce and RTX, or a part of one name.
+
+    Raises GraniteError where no card's name fits, or several do.
+    """
+    wanted = _plain(name)
+    exact = [gpu for gpu in GPUS if wanted in map(_plain, (gpu.name, *gpu.driver))]
+    found = exact or [gpu for gpu in GPUS if wanted and wanted in _plain(gpu.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise GraniteError(f"gpu is {name!r}, which may be {', '.join(gpu.name for gpu in found)}; give the whole name")
+    raise GraniteError(f"gpu is {name!r}, expected one of {', '.join(gpu.name for gpu in GPUS)}; or give --vram")
+
+
+def here() -> Gpu:
+    """The first card of this machine, with the bandwidth of its kind where that is known. Raises GraniteError without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise GraniteError("gpu is the one in this machine, but torch sees none; give a card's name, or --vram")
+    told = torch.cuda.get_device_properties(0)
+    try:
+        bandwidth = find(told.name).bandwidth
+    except GraniteError:
+        bandwidth = 0
+    return Gpu(told.name, told.total_memory / GIB, bandwidth, told.major * 10 + told.minor, "torch")
+
+
+UNSAID = frozenset(["nvidia", "geforce", "rtx", "generation", "workstation", "server", "edition", "max", "q"])
+
+
+def _plain(name: str) -> str:
+    return "".join(word for word in name.lower().replace("-", " ").split() if word not in UNSAID)
