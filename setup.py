@@ -10,6 +10,7 @@ PACKAGES = {
     "granite_kernels.reference": "granite_kernels/reference",
     "granite_kernels.model": "model",
     "granite_kernels.model.checkpoint": "model/checkpoint",
+    "granite_kernels.model.hf": "model/hf",
     "granite_kernels.bench": "bench",
     "granite_kernels.bench.offline": "bench/offline",
 }

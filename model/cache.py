@@ -78,6 +78,15 @@ class Cache:
             new[:, :, :, : self.length].copy_(old[:, :, :, : self.length])
             setattr(self, name, new)
 
+    def select(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was; rows int64 [new batch]."""
+        for name in ("k", "v"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(old.shape[0], rows.numel(), *old.shape[2:])
+            new[:, :, :, : self.length].copy_(old[:, rows, :, : self.length])
+            setattr(self, name, new)
+        self.lengths, self.starts = self.lengths[rows], self.starts[rows]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """transformers' name for the slots in use."""
         return self.length

@@ -22,6 +22,7 @@ from . import granite, memory
 from .cache import Cache, round_up
 from .config import GraniteConfig
 from .graph import CapturedStep
+from .hf import import_hf
 from .loading import Table, load, resolve_device, resolve_dtype
 from .request import Request, check_ids, check_mask, make_request
 from .room import check_weights
@@ -337,6 +338,16 @@ class GraniteForCausalLM(nn.Module):
     def chat(self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, documents: Any = None, **arguments: Any) -> str:
         """The assistant's answer. Consecutive calls reuse the cache of the longest common beginning."""
         return "".join(self.stream(messages, tools=tools, documents=documents, **arguments))
+
+    # ------------------------------------------------------------------ in transformers' places
+
+    def as_transformers(self) -> Any:
+        """A view of this model, without a copy, that is transformers' GenerationMixin: for pipeline, its `generate`, lm-eval's HFLM.
+
+        Raises GraniteError where transformers isn't installed.
+        """
+        hf = import_hf("view")
+        return hf.GraniteForCausalLM(self)
 
     # ------------------------------------------------------------------ what it is
 
