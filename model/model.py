@@ -95,6 +95,15 @@ class GraniteForCausalLM(nn.Module):
         weights = random_weights(config, seed=seed, dtype=kind, device=where, column_major=column_major)
         return cls(config, weights, backend=backend)
 
+    @classmethod
+    def from_transformers(cls, hf_model: Any, *, backend: str = "auto", max_context: int | None = None) -> GraniteForCausalLM:
+        """This engine over the weights of a transformers Granite, GraniteMoe, GraniteMoeShared or Llama: their memory, no copy.
+
+        It has no tokenizer: theirs goes beside it. Errors: GraniteError, naming the module that can't be shared.
+        """
+        config, weights = import_hf("engine").from_transformers(hf_model)
+        return cls(config, weights, backend=backend, max_context=max_context)
+
     # ------------------------------------------------------------------ where it lives
 
     @property

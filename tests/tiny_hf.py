@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
+from granite_kernels import launch
+from granite_kernels.launch import MatrixLaunch, Target
+from granite_kernels.linear import operations
 from tests import tiny
 
 CHAT = "{% for m in messages %}w1 {{ m['content'] }} w2 {% endfor %}"
@@ -49,3 +53,19 @@ def near(model: Any, seed: int = 9) -> Any:
         for parameter in other.parameters():
             parameter.mul_(1 + 0.02 * torch.randn(parameter.shape, generator=generator))
     return other
+
+
+def make_small(kind: str = "granite", **config: Any) -> Any:
+    """For the interpreter, where a step of `make` takes seconds: one layer of two heads."""
+    moe = {"num_local_experts": 4} if "moe" in kind else {}
+    return make(kind, **{"heads": 2, "kv_heads": 1, "num_hidden_layers": 1, "intermediate_size": 64, **moe, **config})
+
+
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs with tiles that no GPU would take: a program costs the interpreter some ten milliseconds, whatever its size."""
+
+    def shape(rows: int, columns: int, tokens: int, target: Target, format: str = "dense") -> MatrixLaunch:
+        return MatrixLaunch(groups=16, warps=4, splits=1, unroll=1, tokens=8 if tokens <= 8 else 16)
+
+    monkeypatch.setattr(launch, "INTERPRETED", Target(arch=90, sms=1))
+    monkeypatch.setattr(operations, "matrix_launch", shape)

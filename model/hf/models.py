@@ -1,0 +1,103 @@
+"""What we know of transformers' models: which ones, where their parts are, and what keeps our hands off a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2CLS
+from transformers.utils import output_capturing
+
+from granite_kernels.errors import GraniteError
+
+SUPPORTED = ("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "LlamaForCausalLM")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def causal_lm(model: Any) -> Any:
+    """The supported model that `model` is, or that it wraps as PEFT's models do. Raises GraniteError."""
+    if isinstance(model, nn.Module):
+        found = [m for m in model.modules() if type(m).__name__ in SUPPORTED and type(m).__module__.startswith("transformers.models.")]
+        if len(found) == 1:
+            return found[0]
+    raise GraniteError(f"{type(model).__name__} isn't supported; expected transformers' {', '.join(SUPPORTED)}")
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something would see or change what goes through `module.__call__` now.
+
+    transformers leaves its own hooks behind once hidden states were asked for; they do nothing while nobody collects.
+    """
+    state = module.__dict__
+    for name in HOOKS:
+        for hook in state[name].values():
+            idle = getattr(hook, "__module__", "") == output_capturing.__name__ and output_capturing._active_collector.get() is None
+            if not idle:
+                return True
+    return False
+
+
+def foreign_forward(module: nn.Module) -> Any:
+    """The forward that another library put into this instance; None where the class's runs, be it by a bound copy of it."""
+    forward = module.__dict__.get("forward")
+    stock = getattr(forward, "__func__", None) is type(module).forward and getattr(forward, "__self__", None) is module
+    return None if stock else forward
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why `module` has to be called as it stands; None where a kernel may do its work."""
+    if hasattr(module, "_hf_hook"):
+        return "accelerate's hooks move its weights"
+    if foreign_forward(module) is not None:
+        return "another library's forward stands in this instance"
+    if hooked(module):
+        return "hooks are registered on it"
+    for name, parameter in module.named_parameters(recurse=False):
+        if type(parameter) is not nn.Parameter:
+            return f"its {name} is a {type(parameter).__name__}"
+        if parameter.is_meta:
+            return f"its {name} isn't loaded (meta)"
+    return None
+
+
+def why_not_linear(module: nn.Module) -> str | None:
+    """As `why_not`, for a projection: nn.Linear itself, without a bias."""
+    if type(module) is not nn.Linear:
+        return f"it is a {type(module).__module__.split('.')[0]} {type(module).__name__}"
+    if module.bias is not None:
+        return "it has a bias"
+    return why_not(module)
+
+
+def activation_is_silu(module: nn.Module) -> bool:
+    return type(getattr(module, "act_fn", getattr(module, "activation", None))) is ACT2CLS["silu"]
+
+
+def moe_of(layer: nn.Module) -> Any:
+    """The mixture of experts of a layer; None in a dense one."""
+    return getattr(layer, "block_sparse_moe", None)
+
+
+def shared_of(layer: nn.Module) -> Any:
+    """The shared expert of a layer, or None."""
+    return getattr(layer, "shared_mlp", None)
+
+
+def projections(layer: Any) -> dict[str, nn.Module]:
+    """The linear modules of a layer under their names in it."""
+    attention = layer.self_attn
+    found = {f"self_attn.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    if moe_of(layer) is None:
+        found |= {f"mlp.{name}": getattr(layer.mlp, name) for name in ("gate_proj", "up_proj", "down_proj")}
+    elif shared_of(layer) is not None:
+        found |= {f"shared_mlp.{name}": getattr(layer.shared_mlp, name) for name in ("input_linear", "output_linear")}
+    return found
+
+
+def one_device(model: nn.Module) -> torch.device:
+    """Where all of the model is. Raises GraniteError where it is spread."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1:
+        raise GraniteError(f"the model is spread over {', '.join(sorted(map(str, devices)))}: one device is needed")
+    return devices.pop()
