@@ -18,7 +18,7 @@ from granite_kernels.weight import Part
 from granite_kernels.workspace import Workspace
 
 from . import generate as generation
-from . import granite, memory
+from . import granite, memory, warmup
 from .cache import Cache, round_up
 from .config import GraniteConfig
 from .graph import CapturedStep
@@ -360,11 +360,15 @@ class GraniteForCausalLM(nn.Module):
 
     # ------------------------------------------------------------------ what it is
 
-    def warmup(self, batch: int = 1, context: int = 1024) -> None:
-        """Compile and capture what requests of this batch, up to this context, need; nothing is compiled in a request after it."""
-        new = min(8, context - 1)
-        prompt = torch.zeros(batch, max(1, context - new), dtype=torch.int64)
-        self.generate(prompt, max_new_tokens=new, eos_token_id=[])
+    def warmup(self, batch: int = 1, context: int | None = None) -> None:
+        """Compile every kernel that this model launches, and capture the step for `batch` rows of up to `context` tokens (1,024).
+
+        No later request compiles anything, whatever its batch and length; one with another batch, or with more tokens, captures its
+        step anew. Raises GraniteError where there is no room for batch and context.
+        """
+        context = min(1024, self.max_context) if context is None else context
+        for rows, tokens, new in warmup.requests(batch, context, kernels=self._ops.backend == "triton"):
+            self.generate(torch.zeros(rows, tokens, dtype=torch.int64), max_new_tokens=new, eos_token_id=[])
 
     def memory(self) -> memory.Memory:
         """Bytes by kind, and the bits per weight."""

@@ -37,7 +37,7 @@ def decode_step(preset: str, quantization: str, batch: int, context: int, layers
     `quantization` is "none" (bfloat16) or the name of a format, for all matrices. Raises GraniteError for unknown names.
     """
     config = dataclasses.replace(GraniteConfig.preset(preset), num_hidden_layers=layers)
-    weights = _weights(config, quantization, batch)
+    weights = stand_in(config, quantization, batch)
     launch.INTERPRETED = launch.Target(arch, cards_of(arch)[0].sms)  # this process is a child of `examine`'s and does nothing else
     # under capture tensors stay on the CPU while kernels are compiled for a GPU
     device = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
@@ -56,7 +56,8 @@ def decode_step(preset: str, quantization: str, batch: int, context: int, layers
     return run
 
 
-def _weights(config: GraniteConfig, quantization: str, batch: int) -> Weights:
+def stand_in(config: GraniteConfig, quantization: str = UNQUANTIZED, batch: int = 1) -> Weights:
+    """Weights of `config`, all zero and in memory not yet touched, but for the first `batch` rows of the embedding and routers."""
     generator = torch.Generator().manual_seed(0)
 
     def matrix(rows: int, columns: int) -> Weight:

@@ -23,9 +23,9 @@ def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
     return {"name": kernel.name, "flops": values, "bytes": values * (args["weight_ptr"].element_size() + args["out_ptr"].element_size())}
 
 
-@triton.jit(launch_metadata=_cost)
+@triton.jit(do_not_specialize_on_alignment=["ids_ptr"], launch_metadata=_cost)
 def _embed_kernel(
-    ids_ptr,  # int64 [tokens]
+    ids_ptr,  # int64 [tokens], from any place of a prompt on
     weight_ptr,  # [vocab, hidden]
     out_ptr,  # [tokens, hidden]
     hidden,

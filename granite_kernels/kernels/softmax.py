@@ -2,7 +2,7 @@
 
     peak' = max(peak, scores),   acc' = acc 2^(peak - peak') + 2^(scores - peak') v,   total likewise without v
 
-A score counts as a base-2 logarithm: `factor`, the scale times log2(e), which is positive, is multiplied in where the peak is taken off, one
+A score counts as a base-2 logarithm: `factor`, the scale times log2(e), which is positive, joins where the peak is taken off, one
 fused multiply-add a score.
 """
 
