@@ -123,7 +123,7 @@ def next_unit(launch: Launch) -> int | None:
     tickets = {program // inner: launch.tickets[program] for program in programs}  # a program without work takes none
     apart = [position for position in tickets if tickets[position] != next(iter(tickets.values()))]
     if not apart:
-        return launch.grid[0]
+        return launch.grid[0] if launch.grid[0] > 1 else None
     return apart[0] if apart[0] in DOUBLING[2:] else None
 
 

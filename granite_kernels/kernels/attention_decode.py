@@ -67,8 +67,8 @@ def _attention_decode_kernel(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    block, blocks = tl.program_id(0), tl.num_programs(0)
-    split, splits = tl.program_id(1), tl.num_programs(1)
+    split, splits = tl.program_id(0), tl.num_programs(0)
+    block, blocks = tl.program_id(1), tl.num_programs(1)
     pair = tl.program_id(2)  # at 16 tokens all but the caches is small enough for 32 bits; the wrapper checks q
     batch, kv_head = pair // KV_HEADS, pair % KV_HEADS
     start = tl.load(starts_ptr + batch)
@@ -141,7 +141,7 @@ def _attention_decode(
     block_r = min(triton.next_power_of_2(group), shape.block_m) if tokens == 1 else shape.block_m  # three kernels serve all tokens
     sums = batch * kv_heads * splits * rows * head_dim
     pdl = q.is_cuda and where.arch >= 90
-    _attention_decode_kernel[(blocks, splits, batch * kv_heads)](
+    _attention_decode_kernel[(splits, blocks, batch * kv_heads)](
         q,
         k_cache,
         v_cache,
