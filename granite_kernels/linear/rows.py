@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.launch import decode_launch, target
-from granite_kernels.linear.values import as_words, constants, tile_values
+from granite_kernels.linear.tiles import as_words, constants, tile_values
 from granite_kernels.weight import Part
 
 
