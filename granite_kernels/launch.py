@@ -113,6 +113,45 @@ def decode_launch(*, gather: bool) -> DecodeLaunch:
     return DecodeLaunch(1, 32, 1) if gather else DecodeLaunch(8, 16, 4)
 
 
+# ------------------------------------------------------------------ packed matrices at 17 tokens and more
+
+
+@dataclasses.dataclass(frozen=True)
+class TiledLaunch:
+    """Shape of a tiled product: a program owns block_m tokens x block_n rows and goes through `units` units of 32 columns at a time;
+    `splits` programs share the columns.
+    """
+
+    block_m: int
+    block_n: int
+    units: int
+    splits: int
+    warps: int
+    stages: int
+
+    def tiles(self, rows: int, tokens: int) -> int:
+        return -(-rows // self.block_n) * -(-tokens // self.block_m)
+
+    def workspace(self, rows: int, tokens: int) -> tuple[int, int]:
+        """(tickets, partial sums) that the launch needs."""
+        tiles = self.tiles(rows, tokens)
+        return (tiles, tiles * self.splits * self.block_m * self.block_n) if self.splits > 1 else (0, 0)
+
+
+def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledLaunch:
+    """Compiled, 2026-11 (no card yet). Two programs a multiprocessor, of which one decodes while the other multiplies; columns are
+    shared, 256 and more a program, until three quarters of the multiprocessors have one.
+    """
+    stages = 3 if roomy(target) else 2
+    many = tokens > 64 and -(-rows // 128) * -(-tokens // 128) >= target.sms
+    units = next((n for n in ((2, 1) if many else (4, 2, 1)) if columns % (32 * n) == 0), 1)
+    shape = TiledLaunch(128 if tokens > 64 else 64, 128 if many else 64, units, 1, 8 if tokens > 64 else 4, stages)
+    steps, splits = columns // (32 * units), 1
+    while 4 * shape.tiles(rows, tokens) * splits < 3 * target.sms and steps % (2 * splits) == 0 and columns // (2 * splits) >= 256:
+        splits *= 2
+    return dataclasses.replace(shape, splits=splits)
+
+
 # ------------------------------------------------------------------ attention
 
 

@@ -50,7 +50,7 @@ def linear(x: Tensor, weight: Weight, *, workspace: Workspace | None = None) -> 
     """x [..., columns] @ weight.T: [..., rows]. Raises GraniteError."""
     _check(x, weight)
     if not is_skinny(x, weight):
-        return composed.linear(x, weight)
+        return composed.linear(x, weight, workspace=workspace)
     work = _workspace(workspace, x, weight, NEIGHBOURS)
     return operations.linear(x.contiguous(), *_flat(weight), work.tickets, work.partials)
 
@@ -62,7 +62,7 @@ def linear_add(x: Tensor, weight: Weight, residual: Tensor, *, scale: float, wor
         expected = (*x.shape[:-1], weight.shape[0])
         raise GraniteError(f"residual is {residual.dtype} {tuple(residual.shape)}: expected {x.dtype} {expected}")
     if not is_skinny(x, weight):
-        return composed.linear_add(x, weight, residual, scale=scale)
+        return composed.linear_add(x, weight, residual, scale=scale, workspace=workspace)
     work = _workspace(workspace, x, weight, NEIGHBOURS)
     return operations.linear_add(x.contiguous(), *_flat(weight), residual.contiguous(), work.tickets, work.partials, scale)
 
@@ -74,7 +74,7 @@ def norm_gate_up_swiglu(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, 
     if rows % 2:
         raise GraniteError(f"the weight has {rows} rows: an even number is needed, gate | up")
     if not is_skinny(x, weight):
-        return composed.norm_gate_up_swiglu(x, norm, weight, eps=eps)
+        return composed.norm_gate_up_swiglu(x, norm, weight, eps=eps, workspace=workspace)
     work = _workspace(workspace, x, weight, rows // 2)
     return operations.norm_gate_up_swiglu(x.contiguous(), norm, *_flat(weight), work.tickets, work.partials, eps)
 
@@ -83,7 +83,7 @@ def norm_logits(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, scaling:
     """Logits [..., vocab] of the normed x, divided by `scaling` (Granite's logits_scaling). Raises GraniteError."""
     _check(x, weight, norm)
     if not is_skinny(x, weight):
-        return composed.norm_logits(x, norm, weight, eps=eps, scaling=scaling)
+        return composed.norm_logits(x, norm, weight, eps=eps, scaling=scaling, workspace=workspace)
     work = _workspace(workspace, x, weight, NEIGHBOURS)
     return operations.norm_logits(x.contiguous(), norm, *_flat(weight), work.tickets, work.partials, eps, scaling)
 
@@ -116,7 +116,8 @@ def norm_qkv_rope_append(
     if any(cache.stride()[2:] != (head_dim, 1) or cache.dtype != x.dtype for cache in (k_cache, v_cache)):
         raise GraniteError(f"a cache is needed whose slots are contiguous rows of {head_dim} values of {x.dtype}")
     if not is_skinny(x, weight):
-        return composed.norm_qkv_rope_append(x, norm, weight, rotary, positions, lengths, k_cache, v_cache, eps=eps)
+        caches = (lengths, k_cache, v_cache)
+        return composed.norm_qkv_rope_append(x, norm, weight, rotary, positions, *caches, eps=eps, workspace=workspace)
     work = _workspace(workspace, x, weight, head_dim // 2)
     return operations.norm_qkv_rope_append(
         x.contiguous(),

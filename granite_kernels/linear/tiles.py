@@ -42,10 +42,21 @@ def as_words(planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 @triton.jit
+def _load(pointers, inside):
+    """None: all are inside."""
+    if inside is None:
+        return tl.load(pointers)
+    elif len(pointers.shape) > len(inside.shape):
+        return tl.load(pointers, mask=inside[:, :, None], other=0)
+    else:
+        return tl.load(pointers, mask=inside, other=0)
+
+
+@triton.jit
 def _shared(plane, row, group, inside, GROUPS: tl.constexpr):
     """Value `group` of GROUPS of each row of an interleaved plane [rows / 8, GROUPS, 8]."""
     at = (row // 8 * GROUPS + group) * 8 + row % 8
-    return tl.load(plane + tl.max_contiguous(at, [1, 1]), mask=inside, other=0)
+    return _load(plane + tl.max_contiguous(at, [1, 1]), inside)
 
 
 @triton.jit
@@ -66,16 +77,16 @@ def _again(tile):
 
 @triton.jit
 def _codes(planes, row, unit, inside, COLUMNS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Codes int32 [R, U, 2, 2, 2, 2, 2]."""
+    """Codes int32 [R, U, 2, 2, 2, 2, 2]; of 8 bits in the low byte of each, what else there is being left over."""
     UNITS: tl.constexpr = COLUMNS // UNIT
     R: tl.constexpr = row.shape[0]
     U: tl.constexpr = unit.shape[1]
     word = tl.arange(0, LOW)[None, None, :]
-    words = tl.load(planes[0] + ((row * UNITS + unit)[:, :, None] * LOW + word), mask=inside[:, :, None], other=0)
+    words = _load(planes[0] + ((row * UNITS + unit)[:, :, None] * LOW + word), inside)
     if LOW == 8:  # two words an octet
         words = tl.reshape(words, (R, U, 2, 2, 2))
         words = tl.join(words, words >> 16)
-        return tl.join(words, words >> 8) & 0xFF
+        return tl.join(words, words >> 8)
     else:
         if LOW == 4:
             words = tl.reshape(words, (R, U, 2, 2))
@@ -84,18 +95,18 @@ def _codes(planes, row, unit, inside, COLUMNS: tl.constexpr, LOW: tl.constexpr, 
         words = tl.join(words, words >> 8)
         words = tl.join(words, words >> LOW)
         codes = tl.join(words, words >> 16) & ((1 << LOW) - 1)
-        if HIGH > 0:
+        if HIGH > 0:  # above the lower bits, where the first join puts them
             if HIGH == 1:
                 bits = _shared(planes[1], row, unit, inside, UNITS)
-                bits = tl.join(bits, bits >> 4)
+                bits = tl.join(bits << LOW, bits >> (4 - LOW))
                 bits = tl.join(bits, bits >> 2)
             else:
                 pair = tl.arange(0, 2)[None, None, :]
-                bits = tl.load(planes[1] + ((row * UNITS + unit)[:, :, None] * 2 + pair), mask=inside[:, :, None], other=0)
-                bits = tl.join(bits, bits >> 4)
+                bits = _load(planes[1] + ((row * UNITS + unit)[:, :, None] * 2 + pair), inside)
+                bits = tl.join(bits << LOW, bits >> (4 - LOW))
             bits = tl.join(bits, bits >> 8)
             bits = tl.join(bits, bits >> HIGH)
-            codes |= (tl.join(bits, bits >> 16) & ((1 << HIGH) - 1)) << LOW
+            codes |= tl.join(bits, bits >> 16) & (((1 << HIGH) - 1) << LOW)
         return codes
 
 
