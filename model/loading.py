@@ -12,9 +12,11 @@ from granite_kernels.errors import GraniteError
 from granite_kernels.ops import BACKENDS
 
 from .checkpoint import open_checkpoint
+from .checkpoint.random import RandomCheckpoint
 from .config import GraniteConfig
 from .granite import Weights
 from .progress import loading_bar
+from .quantization import plan, stored_bytes
 from .room import check_weights
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import Loader, load_weights, prefers_column_major
@@ -97,18 +99,28 @@ def load(source: str | Path, **options: Any) -> Loaded:
     """Open `source` and build its weights on the device."""
     given = arguments(options)
     device = resolve_device(given.get("device"))
-    if given.get("quantization") is not None:
-        raise GraniteError(f"quantization={given['quantization']!r} is not supported yet; expected None")
     where = {name: given[name] for name in ("revision", "cache_dir", "token", "local_files_only") if name in given}
     with open_checkpoint(source, **where) as checkpoint:
         config = checkpoint.config
         packed = any(not info.format.startswith(("float", "bfloat")) for info in checkpoint.tensors.values())
         natural = (torch.float32 if device.type == "cpu" else torch.bfloat16) if packed else config.dtype
         dtype = resolve_dtype(given.get("dtype"), natural)
-        check_weights(config, dtype, device)
+        formats = plan(checkpoint.tensors, config.num_hidden_layers, given.get("quantization"), checkpoint.path)
+        check_weights(stored_bytes(checkpoint.tensors, formats, dtype), given.get("quantization"), dtype, device)
         tokenizer = load_tokenizer(checkpoint)
         with loading_bar(len(checkpoint.tensors)) as progress:
             backend = given.get("backend", "auto")
             column_major = prefers_column_major(device, dtype, backend)
-            weights = load_weights(Loader(checkpoint, dtype, device, column_major, progress), config)
+            weights = load_weights(Loader(checkpoint, dtype, device, column_major, progress, formats), config)
     return Loaded(config, weights, tokenizer, backend, given.get("max_context"))
+
+
+def random_weights(
+    config: GraniteConfig, seed: int, quantization: str | None, dtype: torch.dtype | str, device: torch.device | str | None, backend: str
+) -> Weights:
+    """The weights of `from_config`: random ones, made and quantized on the device."""
+    where, kind = resolve_device(device), resolve_dtype(dtype, config.dtype)
+    checkpoint = RandomCheckpoint(config, seed=seed, dtype=kind, device=where)
+    formats = plan(checkpoint.tensors, config.num_hidden_layers, quantization, "random weights")
+    check_weights(stored_bytes(checkpoint.tensors, formats, kind), quantization, kind, where)
+    return load_weights(Loader(checkpoint, kind, where, prefers_column_major(where, kind, backend), formats=formats), config)

@@ -23,13 +23,11 @@ from .cache import Cache, round_up
 from .config import GraniteConfig
 from .graph import CapturedStep
 from .hf import import_hf
-from .loading import Table, load, resolve_device, resolve_dtype
+from .loading import Table, load, random_weights
 from .request import Request, check_ids, check_mask, make_request
-from .room import check_weights
 from .step import State
 from .text import pieces
 from .tokenizer import Tokenizer
-from .weights import prefers_column_major, random_weights
 
 
 @dataclasses.dataclass
@@ -86,14 +84,7 @@ class GraniteForCausalLM(nn.Module):
     ) -> GraniteForCausalLM:
         """The same model with random weights, made on the device. `config` is a GraniteConfig or a preset's name, "3.1-2b"."""
         config = GraniteConfig.preset(config) if isinstance(config, str) else config
-        if quantization is not None:
-            raise GraniteError(f"quantization={quantization!r} is not supported yet; expected None")
-        where = resolve_device(device)
-        kind = resolve_dtype(dtype, config.dtype)
-        check_weights(config, kind, where)
-        column_major = prefers_column_major(where, kind, backend)
-        weights = random_weights(config, seed=seed, dtype=kind, device=where, column_major=column_major)
-        return cls(config, weights, backend=backend)
+        return cls(config, random_weights(config, seed, quantization, dtype, device, backend), backend=backend)
 
     @classmethod
     def from_transformers(cls, hf_model: Any, *, backend: str = "auto", max_context: int | None = None) -> GraniteForCausalLM:

@@ -25,16 +25,15 @@ def available(device: torch.device) -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def check_weights(config: GraniteConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise GraniteError where the weights of `config` in `dtype` don't fit."""
-    free, need = available(device), config.parameters() * dtype.itemsize
+def check_weights(need: int, quantization: str | None, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise GraniteError where `need` bytes, weights quantized to `quantization` or in `dtype`, don't fit."""
+    free = available(device)
     if free is None or need <= MARGIN * free:
         return
-    narrower = dtype == torch.float32 and need // 2 <= MARGIN * free
+    narrower = quantization is None and dtype == torch.float32 and need // 2 <= MARGIN * free
     fits = "dtype=torch.bfloat16 would fit" if narrower else "a smaller model, or a GPU with more memory, is needed"
-    raise GraniteError(
-        f"out of memory: the weights take {need / 1e9:.2f} GB in {_name(dtype)}, {free / 1e9:.2f} GB are free on {device}; {fits}"
-    )
+    kind = quantization or _name(dtype)
+    raise GraniteError(f"out of memory: the weights take {need / 1e9:.2f} GB in {kind}, {free / 1e9:.2f} GB are free on {device}; {fits}")
 
 
 def check_cache(config: GraniteConfig, batch: int, context: int, dtype: torch.dtype, device: torch.device) -> None:

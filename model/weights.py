@@ -6,31 +6,35 @@ Everything is streamed: at most one source tensor is in memory beside the weight
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from granite_kernels import formats
-from granite_kernels.weight import Weight
+from granite_kernels.weight import Part, Weight
 
 from .checkpoint import Checkpoint, Stored
 from .config import GraniteConfig
 from .granite import Experts, Layer, Weights
+from .packing import pack, stack, stack_experts, values
 
 Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Reads tensors of a checkpoint by their transformers names into `dtype` on `device`."""
+    """Reads tensors of a checkpoint by their transformers names into `dtype` on `device`.
+
+    `formats` names the dense matrices that are quantized, and to what (quantization.py).
+    """
 
     checkpoint: Checkpoint
     dtype: torch.dtype
     device: torch.device
     column_major: bool = False
     progress: Progress | None = None
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def stored(self, name: str) -> Stored:
         if self.progress is not None:
@@ -40,19 +44,22 @@ class Loader:
     def into(self, target: Tensor, name: str) -> None:
         """Fill `target` with the tensor's values, dequantizing packed blocks."""
         stored = self.stored(name)
-        if stored.data.is_floating_point():
-            target.copy_(stored.data.view(target.shape))
-        else:
-            values = formats.get_gguf(stored.format).dequantize(stored.data, stored.shape, target.dtype)
-            target.copy_(values.view(target.shape))
+        dense = stored.data if stored.data.is_floating_point() and not stored.metadata else values(stored, target.dtype)
+        target.copy_(dense.view(target.shape))
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         out = torch.empty(self.checkpoint.tensors[name].shape, dtype=dtype or self.dtype, device=self.device)
         self.into(out, name)
         return out
 
+    def part(self, name: str) -> Part:
+        """The tensor packed, where it is to be quantized."""
+        return pack(self.stored(name), self.formats.get(name), self.dtype, self.device)
+
     def weight(self, *names: str) -> Weight:
-        """One dense matrix of the named tensors' rows, in that order."""
+        """The named tensors' rows, in that order: one dense matrix, or packed parts."""
+        if any(name in self.formats for name in names):
+            return stack([self.part(name) for name in names])
         shapes = [self.checkpoint.tensors[name].shape for name in names]
         matrix = empty_matrix(sum(rows for rows, _ in shapes), shapes[0][1], self.dtype, self.device, self.column_major)
         row = 0
@@ -63,6 +70,10 @@ class Loader:
 
     def experts(self, *names: str) -> Weight:
         """Tensors [experts, rows, columns], joined along the rows of each expert, as one matrix [experts * rows, columns]."""
+        if any(name in self.formats for name in names):
+            packed = stack_experts([self.part(name) for name in names], self.checkpoint.tensors[names[0]].shape[0])
+            if packed is not None:
+                return packed
         shapes = [self.checkpoint.tensors[name].shape for name in names]
         count, _, columns = shapes[0]
         stack = torch.empty(count, sum(shape[1] for shape in shapes), columns, dtype=self.dtype, device=self.device)
@@ -124,38 +135,3 @@ def _experts(loader: Loader, config: GraniteConfig, prefix: str) -> Experts:
         loader.weight(shared + "input_linear.weight") if config.shared_intermediate_size else None,
         loader.weight(shared + "output_linear.weight") if config.shared_intermediate_size else None,
     )
-
-
-def random_weights(config: GraniteConfig, *, seed: int, dtype: torch.dtype, device: torch.device, column_major: bool = False) -> Weights:
-    """Normal weights of standard deviation 0.02, norms of one: the shapes of `config` without a checkpoint."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(rows: int, columns: int) -> Weight:
-        matrix = empty_matrix(rows, columns, dtype, device, column_major)
-        return Weight.dense(matrix.normal_(0.0, 0.02, generator=generator))
-
-    def ones() -> Tensor:
-        return torch.ones(config.hidden_size, dtype=dtype, device=device)
-
-    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-
-    def layer() -> Layer:
-        attention: dict[str, Any] = dict(
-            input_norm=ones(), qkv=normal((heads + 2 * kv_heads) * head_dim, hidden), o=normal(hidden, heads * head_dim), post_norm=ones()
-        )
-        if not config.is_moe:
-            return Layer(**attention, gate_up=normal(2 * inner, hidden), down=normal(hidden, inner))
-        count, shared = config.num_local_experts, config.shared_intermediate_size
-        experts = Experts(
-            normal(count, hidden).parts[0].planes[0].data,
-            normal(count * 2 * inner, hidden),
-            normal(count * hidden, inner),
-            normal(2 * shared, hidden) if shared else None,
-            normal(hidden, shared) if shared else None,
-        )
-        return Layer(**attention, experts=experts)
-
-    embed = normal(config.vocab_size, hidden)
-    layers = [layer() for _ in range(config.num_hidden_layers)]
-    return Weights(embed, layers, ones(), embed if config.tie_word_embeddings else normal(config.vocab_size, hidden))

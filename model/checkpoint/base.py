@@ -39,12 +39,14 @@ class TensorInfo:
 class Stored:
     """A tensor's content: `data` has that dtype and shape, or is the raw blocks, uint8 [..., rows, row_bytes].
 
-    It is mapped from the file wherever no rows had to move: read it, don't write to it.
+    Where a format keeps codes beside their scales (int8, int4, fp8), `data` are the codes of 8 bits [rows, columns] and `metadata`
+    the rest, as the format's `pack` takes them. All is mapped from the file wherever nothing had to move: read it, don't write to it.
     """
 
     format: str
     data: Tensor
     shape: tuple[int, ...]
+    metadata: tuple[Tensor, ...] = ()
 
 
 class Checkpoint(abc.ABC):
