@@ -24,9 +24,11 @@ def pack(stored: Stored, format: str | None, dtype: torch.dtype, device: torch.d
     A dense tensor without a `format` stays dense, in `dtype`.
     """
     shape = (math.prod(stored.shape[:-1]), stored.shape[-1])
+    dense = stored.data.is_floating_point() and not stored.metadata
     if format is not None:
-        return Part(format, formats.get(format).quantize(stored.data.to(device).view(shape)), shape)
-    if stored.data.is_floating_point() and not stored.metadata:
+        weight = stored.data if dense else values(stored, torch.float32)
+        return Part(format, formats.get(format).quantize(weight.to(device).view(shape)), shape)
+    if dense:
         return Part(DENSE, (stored.data.view(shape).to(device, dtype, copy=True),), shape)
     return Part(stored.format, planes(stored, device), shape)
 

@@ -357,8 +357,8 @@ def test_a_config_is_checked_with_its_file_named(folder: Path) -> None:
 
 
 def test_quantized_safetensors_are_refused_with_what_is_supported(folder: Path) -> None:
-    edit_json(folder / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
-    assert "method 'awq'; expected float32, float16, bfloat16 weights or a GGUF file" in refusal(folder)
+    edit_json(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert "method 'bitsandbytes'; expected compressed-tensors, gptq, awq, or float32, float16, bfloat16 weights" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])

@@ -14,18 +14,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 
 from ..config import GraniteConfig
 from ..config_checks import Refusals, integer
 from ..config_sources import eos_tokens
-from .base import DENSE_FORMATS, Checkpoint, Stored, TensorInfo
+from .base import Checkpoint, Stored, TensorInfo
 from .finite import count_non_finite, non_finite_error
 from .folder import CONFIG, Shards, find_shards, read_json
 from .layout import EMBEDDING, HEAD, check_tensors, expected_tensors, warn_extra
+from .prequantized import FORMATS
+from .schemes import scheme
 
 _FORMATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # of a value, where it isn't one
 # transformers 5 names the tensors of a mixture otherwise in memory than in the files that it saves
 _ON_DISK = {
     "block_sparse_moe.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
@@ -46,36 +50,45 @@ class SafetensorsCheckpoint(Checkpoint):
         self._check_finite = check_finite
         shards = find_shards(folder)  # first, so that a folder of something else is called what it is
         raw = read_json(folder / CONFIG)
-        _refuse_quantized(raw, folder / CONFIG)
         self.config = _with_generation_eos(GraniteConfig.from_dict(raw, source=str(folder / CONFIG)), folder)
         self.tokenizer_files = tuple(sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)}))
         with contextlib.ExitStack() as stack:
             self._files = {file: stack.enter_context(_open(file)) for file in shards}
             found = _table(self._files, shards)
+            self._scheme = scheme(raw, folder / CONFIG, self.config.dtype)
+            if self._scheme is not None:
+                found = self._scheme.normalize(found, self._tensor)
             self.tensors = self._checked(found)
             self._stack = stack.pop_all()
         if raw.get("dtype") is None and raw.get("torch_dtype") is None:
-            dtype = getattr(torch, self.tensors[EMBEDDING].format)
+            info = self.tensors[EMBEDDING]
+            dtype = torch.bfloat16 if info.packed else getattr(torch, info.format)
             self.config = dataclasses.replace(self.config, dtype=dtype)
 
     def _checked(self, found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
         expected = expected_tensors(self.config)
-        check_tensors(found, expected, source=str(self.path))
+        check_tensors(found, expected, source=str(self.path), packed=() if self._scheme is None else FORMATS)
         redundant = {HEAD} if self.config.tie_word_embeddings else set()
         warn_extra(found.keys() - expected.keys() - redundant, str(self.path))
         return {name: found[name] for name in expected}
 
     def read(self, name: str) -> Stored:
         info = self.tensors[name]
-        try:
-            data = self._files[info.file].get_tensor(info.stored_name)
-        except (SafetensorError, RuntimeError) as error:
-            raise GraniteError(f"{info.file}: {info.stored_name} can't be read: {error}; download the file again") from error
+        if self._scheme is not None and name in self._scheme:
+            return self._scheme.read(info, self._tensor, check_finite=self._check_finite)
+        data = self._tensor(info)
         if self._check_finite:
             bad = count_non_finite(data)
             if bad:
                 raise non_finite_error(f"{info.file}: {info.stored_name}", bad, f"values of {data.numel():,}")
         return Stored(info.format, data, info.shape)
+
+    def _tensor(self, info: TensorInfo) -> Tensor:
+        try:
+            data: Tensor = self._files[info.file].get_tensor(info.stored_name)
+        except (SafetensorError, RuntimeError) as error:
+            raise GraniteError(f"{info.file}: {info.stored_name} can't be read: {error}; download the file again") from error
+        return data
 
     def close(self) -> None:
         self._stack.close()
@@ -129,7 +142,7 @@ def _table(files: dict[Path, Any], shards: Shards) -> dict[str, TensorInfo]:
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
             name = _canonical(stored_name)
             format = _FORMATS.get(dtype, dtype.lower())
-            nbytes = torch.Size(shape).numel() * (getattr(torch, format).itemsize if dtype in _FORMATS else 1)
+            nbytes = torch.Size(shape).numel() * _BYTES.get(dtype, 1)
             if name in table:
                 other = table[name]
                 raise GraniteError(f"{file}: {stored_name} is also {other.stored_name} in {other.file.name}; expected one of them")
@@ -149,16 +162,6 @@ def _canonical(name: str) -> str:
         if name.endswith(in_memory):
             return name.removesuffix(in_memory) + on_disk
     return name
-
-
-def _refuse_quantized(raw: dict[str, Any], path: Path) -> None:
-    found = raw.get("quantization_config") or raw.get("compression_config")
-    if found:
-        method = found.get("quant_method") if isinstance(found, dict) else found
-        raise GraniteError(
-            f"{path}: quantization_config has the method {method!r}; "
-            f"expected {', '.join(DENSE_FORMATS)} weights or a GGUF file, the supported ones"
-        )
 
 
 def _with_generation_eos(config: GraniteConfig, folder: Path) -> GraniteConfig:
