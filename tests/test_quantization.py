@@ -1,8 +1,7 @@
-"""`quantization=`: which matrix gets which format, and the model that results."""
+"""`quantization=`: the bytes, and the model that results; the mixes themselves are test_mix's matter."""
 
 from __future__ import annotations
 
-import collections
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,11 @@ import torch
 from granite_kernels.model.checkpoint import Stored, TensorInfo, open_checkpoint
 from granite_kernels.model.checkpoint.layout import expected_tensors
 from granite_kernels.model.packing import pack, stack_experts
-from granite_kernels.model.quantization import QUANTIZATIONS, plan, stored_bytes
+from granite_kernels.model.quantization import plan, stored_bytes
 
 from granite_kernels import GraniteConfig, GraniteForCausalLM, formats
 from granite_kernels.errors import GraniteError
+from granite_kernels.formats.mix import QUANTIZATIONS
 from tests import tiny, tiny_gguf
 
 
@@ -27,54 +27,12 @@ def tensors(config: GraniteConfig) -> dict[str, TensorInfo]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "histogram"),
-    [
-        ("3.1-2b", {"q4_k": 240, "q6_k": 41}),
-        ("3.1-8b", {"q4_k": 240, "q6_k": 41}),
-        ("3.1-1b-a400m", {"q4_k": 144, "q6_k": 25}),
-        ("3.1-3b-a800m", {"q4_k": 192, "q6_k": 33}),
-    ],
-)
-def test_q4_k_m_is_the_mix_of_the_published_files(preset: str, histogram: dict[str, int]) -> None:
-    config = GraniteConfig.preset(preset)
-    chosen = plan(tensors(config), config.num_hidden_layers, "q4_k_m", "here")
-    assert collections.Counter(chosen.values()) == histogram
-    assert chosen["model.embed_tokens.weight"] == "q6_k"
-
-
-def test_q4_k_m_gives_more_bits_to_the_layers_that_llama_cpp_does() -> None:
-    config = GraniteConfig.preset("3.1-2b")
-    chosen = plan(tensors(config), config.num_hidden_layers, "q4_k_m", "here")
-    more = {*range(5), *range(7, 35, 3), *range(35, 40)}
-    for layer in range(40):
-        wanted = "q6_k" if layer in more else "q4_k"
-        found = {chosen[f"model.layers.{layer}.{name}.weight"] for name in ("self_attn.v_proj", "mlp.down_proj")}
-        assert found == {wanted}
-        assert chosen[f"model.layers.{layer}.self_attn.o_proj.weight"] == "q4_k"
-
-
-@pytest.mark.parametrize(
     ("quantization", "limit"), [("q4_k_m", 1.60e9), ("q6_k", 2.10e9), ("q8_0", 2.72e9), ("int4", 1.36e9), ("int8", 2.56e9)]
 )
 def test_the_bytes_of_2b(quantization: str, limit: float) -> None:
     config = GraniteConfig.preset("3.1-2b")
     found = tensors(config)
     assert 0.95 * limit < stored_bytes(found, plan(found, config.num_hidden_layers, quantization, "here"), torch.bfloat16) <= limit
-
-
-def test_rows_that_fill_no_block_get_the_next_format() -> None:
-    config = GraniteConfig.from_dict(
-        {**tiny.granite_config(heads=9, kv_heads=3), "model_type": "granite", "intermediate_size": 1536}
-    )  # as SmolLM2
-    found = tensors(config)
-    mixed = plan(found, 2, "q4_k_m", "here")
-    assert mixed["model.embed_tokens.weight"] == "q8_0"
-    assert mixed["model.layers.0.self_attn.q_proj.weight"] == "q5_0"
-    assert mixed["model.layers.0.mlp.down_proj.weight"] == "q4_k"
-    grouped = plan(found, 2, "int4", "here")
-    assert grouped["model.embed_tokens.weight"] == "int8"
-    assert grouped["model.layers.0.self_attn.q_proj.weight"] == "int4_g64"
-    assert grouped["model.layers.0.mlp.down_proj.weight"] == "int4_g128"
 
 
 @pytest.mark.parametrize("kind", ["granite", "granitemoe"])
