@@ -18,6 +18,7 @@ VERBS = {  # verb: the module, relative to this one where it is of the model's, 
     "chat": (".cli_chat", "chat"),
     "inspect": (".cli_inspect", "inspect"),
     "plan": ("granite_kernels.bench.cli_plan", "plan"),
+    "quantize": (".cli_quantize", "quantize"),
     "doctor": (".cli_doctor", "doctor"),
     "bench": (".cli_bench", "bench"),
 }
@@ -26,6 +27,7 @@ SUMMARIES = {
     "chat": "An interactive session.",
     "inspect": "What a checkpoint holds, without loading it.",
     "plan": "Memory by format, the GPUs it fits, and the speed that they allow.",
+    "quantize": "Write a checkpoint quantized: a GGUF file, or safetensors.",
     "doctor": "GPU, driver, torch, triton, compiler, caches.",
     "bench": "Benchmarks; so far `bench offline`, a decode step examined without a GPU.",
 }

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def loading_bar(total: int) -> Iterator[Callable[[str], None]]:
+def loading_bar(total: int, what: str = "loading") -> Iterator[Callable[[str], None]]:
     """A bar over `total` tensors; call it with the name of each."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc="loading", unit="tensor", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=total, desc=what, unit="tensor", leave=False, disable=not sys.stderr.isatty()) as bar:
 
         def advance(name: str) -> None:
             bar.update()

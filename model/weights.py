@@ -126,12 +126,15 @@ def _experts(loader: Loader, config: GraniteConfig, prefix: str) -> Experts:
     moe, shared = prefix + "block_sparse_moe.", prefix + "shared_mlp."
     fused = moe + "input_linear.weight"
     names = (fused,) if fused in loader.checkpoint.tensors else (moe + "gate_exps.weight", moe + "up_exps.weight")
+    fused_shared = shared + "input_linear.weight"
+    halves = (shared + "gate_proj.weight", shared + "up_proj.weight")
+    shared_names = (fused_shared,) if fused_shared in loader.checkpoint.tensors else halves
     router = moe + "router.layer.weight"
     stored = loader.checkpoint.tensors[router].format
     return Experts(
         loader.tensor(router, torch.float32 if stored == "float32" else None),
         loader.experts(*names),
         loader.experts(moe + "output_linear.weight"),
-        loader.weight(shared + "input_linear.weight") if config.shared_intermediate_size else None,
+        loader.weight(*shared_names) if config.shared_intermediate_size else None,
         loader.weight(shared + "output_linear.weight") if config.shared_intermediate_size else None,
     )

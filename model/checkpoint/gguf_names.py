@@ -52,3 +52,9 @@ def unpermute(rows: Tensor, heads: int) -> Tensor:
     """[heads * head_dim, anything] in the file's order -> the same rows in transformers' order (a copy)."""
     half = rows.shape[0] // heads // 2
     return rows.view(heads, half, 2, -1).transpose(1, 2).reshape(rows.shape)
+
+
+def permute(rows: Tensor, heads: int) -> Tensor:
+    """The inverse of `unpermute`."""
+    half = rows.shape[0] // heads // 2
+    return rows.view(heads, 2, half, -1).transpose(1, 2).reshape(rows.shape)
