@@ -13,7 +13,7 @@ from .gguf_tokenizer import TokenType
 from .tokenizer import Tokenizer
 
 FLOATS = ("rms_norm_eps", "rope_theta", "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
-FILE_TYPES = {"q8_0": 7, "q4_k_m": 15, "q6_k": 18}  # llama.cpp's LLAMA_FTYPE
+FILE_TYPES = {None: 0, "q8_0": 7, "q4_k_m": 15, "q6_k": 18}  # llama.cpp's LLAMA_FTYPE
 UNUSED = 5  # the type of an id without a token
 Pairs = dict[str, Any]
 
@@ -23,7 +23,7 @@ def architecture_of(config: GraniteConfig) -> str:
     return "granitemoe" if config.architecture == "granitemoeshared" else config.architecture
 
 
-def config_pairs(config: GraniteConfig, quantization: str) -> Pairs:
+def config_pairs(config: GraniteConfig, quantization: str | None) -> Pairs:
     """The keys of the configuration, of the rotation and of the file's type."""
     prefix = architecture_of(config)
     pairs: Pairs = {}

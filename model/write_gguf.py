@@ -50,9 +50,17 @@ class Entry:
 
 
 def write_gguf(
-    checkpoint: Checkpoint, plan: Mapping[str, str], quantization: str, path: Path, device: torch.device, advance: Callable[[str], None]
+    checkpoint: Checkpoint,
+    plan: Mapping[str, str],
+    quantization: str | None,
+    path: Path,
+    device: torch.device,
+    advance: Callable[[str], None],
 ) -> None:
-    """Quantize the tensors of `plan` on `device` and write all to `path`, one at a time; `advance` gets each one's name."""
+    """Quantize the tensors of `plan` on `device` and write all to `path`, one at a time; `advance` gets each one's name.
+
+    `quantization` None is an empty plan: everything stays as it is.
+    """
     import gguf
 
     words = tokenizer_pairs(checkpoint, load_tokenizer(checkpoint))
