@@ -4,9 +4,12 @@
 # make check    format, lint and types
 # make bench    benchmarks that run here
 # make examine  every launch of the decode steps for six architectures, without a GPU; takes an hour
-# make gpu      on a machine with an NVIDIA GPU and the python3 that is there: its tests, then the benchmarks
+# make gpu      on a machine with an NVIDIA GPU and the python3 that is there: its tests, then the benchmarks into RESULTS/<gpu>.json,
+#               row by row, in MINUTES
 
 PYTHON ?= python3
+RESULTS ?= bench/results
+MINUTES ?= 9
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -38,7 +41,8 @@ examine: $(VENV)/.test
 	$(BIN)/python -c "from granite_kernels.bench.offline.cli import examine_all; examine_all()"
 
 gpu: tree
-	$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu
+	@$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu; tests=$$?; \
+	$(FROM_TREE) $(PYTHON) -m granite_kernels.bench.gpu --results $(RESULTS) --minutes $(MINUTES) && exit $$tests
 
 tree:
 	@rm -rf $(TREE)

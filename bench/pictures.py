@@ -1,0 +1,248 @@
+"""Pictures of a report, drawn with matplotlib from the same rows as its tables.
+
+Colours belong to implementations, in a fixed order that colour-blind eyes can tell apart, whatever is shown with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .engines import STATIC, TRANSFORMERS
+from .harness import COMPILED, EAGER, OURS
+from .others import LLAMA
+from .rivals import CUBLAS, LIGER, PLAIN, SDPA
+from .rows import OK, Row
+from .tables import grouped
+
+INK, MUTED, GRID, PAPER = "#1b1b1a", "#63625d", "#e4e3de", "#ffffff"
+BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#2a6fdb", "#d9731a", "#1c8a5a", "#7d5bd0", "#c03a4a", "#8a8984"
+COLOURS = {
+    OURS: BLUE,
+    PLAIN: BLUE,
+    TRANSFORMERS: ORANGE,
+    EAGER: ORANGE,
+    STATIC: GREEN,
+    COMPILED: GREEN,
+    LLAMA: PURPLE,
+    LIGER: PURPLE,
+    CUBLAS: GREY,
+    SDPA: RED,
+}
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def draw(header: dict[str, Any], rows: Sequence[Row], stem: Path) -> list[Path]:
+    """Draw what the rows hold, as `stem`-<what>.png; the files written."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style = {
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "axes.edgecolor": GRID,
+        "axes.grid": True,
+        "grid.color": GRID,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 11,
+        "legend.frameon": False,
+        "figure.facecolor": PAPER,
+    }
+    written = []
+    with pyplot.rc_context(style):
+        for name, picture in (("speed", speed), ("roofline", roofline), ("memory", memory), ("step", step)):
+            figure = picture(pyplot, header, [row for row in rows if row["status"] == OK])
+            if figure is not None:
+                target = stem.with_name(f"{stem.name}-{name}.png")
+                figure.savefig(target, dpi=150, bbox_inches="tight")
+                pyplot.close(figure)
+                written.append(target)
+    return written
+
+
+def colour(implementation: str) -> str:
+    return COLOURS.get(implementation, GREY)
+
+
+def subtitle(figure: Any, title: str, header: dict[str, Any]) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    commit = f", {header['commit']}" if header.get("commit") else ""
+    figure.text(0.01, -0.02, f"{header['device']}, {header['date'][:10]}{commit}", ha="left", va="top", fontsize=8, color=MUTED)
+
+
+# ------------------------------------------------------------------ tokens/s against context and batch
+
+
+def speed(pyplot: Any, header: dict[str, Any], rows: Sequence[Row]) -> Any:
+    """Decoding by context (one sequence) and by batch (shortest context), and prefill by batch."""
+    speeds = [row for row in rows if row["kind"] == "speed"]
+    decoding = [row for row in speeds if row["test"].startswith("tg")]
+    if not decoding:
+        return None
+    panels: list[tuple[str, str, str, list[Row]]] = []
+    contexts = [row for row in decoding if row["batch"] == min(row["batch"] for row in decoding)]
+    panels.append(("Decoding, one sequence", "tokens in the cache", "context", contexts))
+    batches = [row for row in decoding if row["context"] == min(row["context"] for row in decoding)]
+    panels.append(("Decoding, all sequences", "batch", "batch", batches))
+    prompts = [row for row in speeds if row["test"].startswith("pp")]
+    if prompts:
+        longest = max((row["test"] for row in prompts), key=lambda name: int(name[2:]))
+        panels.append((f"Prompt of {longest[2:]} tokens", "batch", "batch", [row for row in prompts if row["test"] == longest]))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    lines: dict[str, Any] = {}
+    for axis, (title, label, field, shown) in zip(axes if len(panels) > 1 else [axes], panels, strict=True):
+        ticks = sorted({row[field] for row in shown})
+        places = {value: index for index, value in enumerate(ticks)}
+        names = {name: index for index, name in enumerate(dict.fromkeys(_series(row) for row in speeds))}
+        for name, mine in _by(shown, _series):
+            ordered = sorted(mine, key=lambda row: row[field])
+            line = axis.errorbar(
+                [places[row[field]] for row in ordered],
+                [row["tokens_per_second"] for row in ordered],
+                yerr=[row.get("deviation") or 0 for row in ordered],
+                color=colour(ordered[0]["implementation"]),
+                marker=MARKS[names[name] % len(MARKS)],
+                markersize=6,
+                linewidth=2,
+                capsize=3,
+            )
+            lines.setdefault(name, line)
+        axis.set(title=title, xlabel=label, ylim=(0, None), xlim=(-0.4, len(ticks) - 0.6))
+        axis.set_xticks(range(len(ticks)), [_short(value) for value in ticks])
+        axis.grid(axis="x", visible=False)
+    (axes[0] if len(panels) > 1 else axes).set_ylabel("tokens/s")
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 3))
+    subtitle(figure, f"Tokens a second, {speeds[0]['model']}", header)
+    return figure
+
+
+def _series(row: Row) -> str:
+    return f"{row['implementation']}, {row['format']}"
+
+
+def _short(value: int) -> str:
+    return f"{value // 1024}K" if value >= 1024 and value % 1024 == 0 else str(value)
+
+
+def _by(rows: Iterable[Row], name: Callable[[Row], str]) -> Iterable[tuple[str, list[Row]]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(name(row), []).append(row)
+    return found.items()
+
+
+# ------------------------------------------------------------------ roofline
+
+
+def roofline(pyplot: Any, header: dict[str, Any], rows: Sequence[Row]) -> Any:
+    """Operations a second of every kernel over its operations a byte, under the roof that was measured in the same run."""
+    kernels = [row for row in rows if row["kind"] == "kernel" and row["flops"]]
+    roofs = {row["what"].split()[0]: row for row in rows if row["kind"] == "roof"}
+    if not kernels or not {"read", "copy", "matmul"} <= roofs.keys():
+        return None
+    bandwidth = max(roofs["read"]["gbps"], roofs["copy"]["gbps"])
+    peak = 1e3 * roofs["matmul"]["tflops"]
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    intensities = [row["flops"] / row["bytes"] for row in kernels]
+    low, high = min(intensities) / 2, max(*intensities, peak / bandwidth) * 3
+    corner = peak / bandwidth
+    axis.plot([low, corner, high], [low * bandwidth, peak, peak], color=INK, linewidth=1.5)
+    axis.annotate(
+        f"{bandwidth:,.0f} GB/s", (low * 1.6, low * 1.6 * bandwidth), xytext=(0, 6), textcoords="offset points", fontsize=9, color=MUTED
+    )
+    axis.annotate(
+        f"{peak / 1e3:,.3g} TFLOP/s", (high, peak), xytext=(0, 6), textcoords="offset points", ha="right", fontsize=9, color=MUTED
+    )
+    marks = {op: MARKS[index % len(MARKS)] for index, op in enumerate(dict.fromkeys(row["op"] for row in kernels))}
+    for row in kernels:
+        axis.scatter(
+            row["flops"] / row["bytes"],
+            1e3 * row["tflops"],
+            s=44,
+            color=colour(row["implementation"]),
+            marker=marks[row["op"]],
+            edgecolor=PAPER,
+            linewidth=0.7,
+            zorder=3,
+        )
+    axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s", xlim=(low, high))
+    from matplotlib.lines import Line2D
+
+    shown = dict.fromkeys(row["implementation"] for row in kernels)
+    first = [Line2D([], [], color=colour(name), marker="o", linestyle="", label=name) for name in shown]
+    second = [Line2D([], [], color=MUTED, marker=mark, linestyle="", label=op) for op, mark in marks.items()]
+    axis.add_artist(axis.legend(handles=first, loc="upper left", fontsize=9))
+    axis.legend(handles=second, loc="lower right", fontsize=8)
+    subtitle(figure, "Roofline, the roof measured in the same run", header)
+    return figure
+
+
+# ------------------------------------------------------------------ memory by format and context
+
+
+def memory(pyplot: Any, header: dict[str, Any], rows: Sequence[Row]) -> Any:
+    """Peak bytes of one sequence by format and context, of each implementation."""
+    shown = [row for row in rows if row["kind"] == "speed" and row["test"].startswith("tg") and row.get("peak_allocated")]
+    shown = [row for row in shown if row["batch"] == min(row["batch"] for row in shown)]
+    if not shown:
+        return None
+    series = list(_by(shown, _series))
+    contexts = sorted({row["context"] for row in shown})
+    figure, axis = pyplot.subplots(figsize=(7, 0.9 + 0.32 * len(series) * len(contexts)), layout="constrained")
+    labels, place = [], 0
+    for name, mine in series:
+        for row in sorted(mine, key=lambda row: row["context"]):
+            gigabytes = row["peak_allocated"] / 1e9
+            axis.barh(place, gigabytes, height=0.72, color=colour(row["implementation"]))
+            axis.annotate(f"{gigabytes:.2f}", (gigabytes, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+            labels.append(f"{name}, {_short(row['context'])}" if row["context"] else name)
+            place += 1
+    axis.set_yticks(range(place), labels)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(
+        "peak GB of the process, everything included" if shown[0].get("memory_of") == "process" else "peak GB allocated on the GPU"
+    )
+    subtitle(figure, f"Memory by weights and context, {shown[0]['model']}", header)
+    return figure
+
+
+# ------------------------------------------------------------------ time of a decode step by kernel
+
+
+def step(pyplot: Any, header: dict[str, Any], rows: Sequence[Row]) -> Any:
+    """What a decode step of one sequence would take by the kernels alone: each one's time by how often it runs."""
+    kernels = [row for row in rows if row["kind"] == "kernel" and row["times"] and row["tokens"] == 1]
+    roles = list(dict.fromkeys(row["role"] for row in kernels))
+    whole = [name for name, mine in grouped(kernels, "implementation") if {row["role"] for row in mine} >= {"qkv", "gate_up", "down"}]
+    if not whole:
+        return None
+    figure, axis = pyplot.subplots(figsize=(8, 1.5 + 0.55 * len(whole)), layout="constrained")
+    shades = ("#184a9c", "#2a6fdb", "#6f9fe8", "#b3cdf4", "#1c8a5a", "#7cc4a3", "#d9731a", "#f0b37e")
+    for place, name in enumerate(whole):
+        left = 0.0
+        for role in roles:
+            times = [row["times"] * row["median_us"] / 1e3 for row in kernels if row["implementation"] == name and row["role"] == role]
+            if times:
+                axis.barh(
+                    place, times[0], left=left, height=0.6, color=shades[roles.index(role) % len(shades)], edgecolor=PAPER, linewidth=1.5
+                )
+                left += times[0]
+        axis.annotate(f"{left:,.1f} ms", (left, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.set_yticks(range(len(whole)), whole)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel("ms a step: median of each kernel times its launches in a step; what a row lacks isn't counted")
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=shades[index % len(shades)]) for index in range(len(roles))]
+    figure.legend(handles, roles, loc="outside lower center", ncols=min(len(roles), 8), fontsize=9)
+    subtitle(figure, "Time of a decode step by kernel, one sequence", header)
+    return figure
