@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from granite_kernels.bench import evidence
 from granite_kernels.bench.gpus import GPUS, find
+from granite_kernels.bench.harness import OURS
 from granite_kernels.bench.offline.cards import CARDS
 from granite_kernels.bench.plan import bound, fits, footprint, footprints, largest_context, need
 from granite_kernels.model.checkpoint.layout import expected_tensors
@@ -144,14 +145,14 @@ def test_a_card_that_is_no_one_is_refused(name: str, message: str) -> None:
 
 
 def test_measurements_are_quoted_where_they_are_of_this_model(tmp_path: Path) -> None:
-    row: dict[str, Any] = {"kind": "speed", "implementation": "granite-kernels", "test": "tg128", "status": "ok", "context": 0, "batch": 1}
+    row: dict[str, Any] = {"kind": "speed", "implementation": OURS, "test": "tg128", "status": "ok", "context": 0, "batch": 1}
     speeds = [
-        {**row, "model": "random:3.1-2b", "format": "bf16", "tokens_per_second": 480.0},
+        {**row, "model": "random:3.1-2b", "format": "bfloat16", "tokens_per_second": 480.0},
         {**row, "model": "random:3.1-2b", "format": "q4_k_m", "tokens_per_second": 990.0, "status": "error"},
-        {**row, "model": "random:3.1-8b", "format": "bf16", "tokens_per_second": 170.0},
-        {**row, "model": "random:3.1-2b", "format": "bf16", "tokens_per_second": 90.0, "implementation": "transformers"},
+        {**row, "model": "random:3.1-8b", "format": "bfloat16", "tokens_per_second": 170.0},
+        {**row, "model": "random:3.1-2b", "format": "bfloat16", "tokens_per_second": 90.0, "implementation": "transformers"},
     ]
-    (tmp_path / "h100.json").write_text(json.dumps({"header": {"gpu": "NVIDIA H100 80GB HBM3"}, "rows": speeds}))
+    (tmp_path / "h100.json").write_text(json.dumps({"header": {"device": "NVIDIA H100 80GB HBM3"}, "rows": speeds}))
     judged = {"kind": "quality", "model": "SmolLM2", "format": "q8_0", "perplexity": 9.0, "kl": 0.00123, "top1": 0.991}
     (tmp_path / "quality.json").write_text(json.dumps({"header": {}, "rows": [judged]}))
     (tmp_path / "offline.json").write_text("[]")
