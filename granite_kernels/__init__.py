@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from granite_kernels.errors import GraniteError as GraniteError
     from granite_kernels.model.config import GraniteConfig as GraniteConfig
+    from granite_kernels.model.dropin import accelerate as accelerate
+    from granite_kernels.model.dropin import register as register
+    from granite_kernels.model.dropin import restore as restore
+    from granite_kernels.model.dropin import status as status
     from granite_kernels.model.model import GraniteForCausalLM as GraniteForCausalLM
     from granite_kernels.model.tool_calls import parse_tool_calls as parse_tool_calls
 
@@ -18,10 +22,24 @@ _HOMES = {
     "GraniteConfig": "model.config",
     "GraniteError": "errors",
     "GraniteForCausalLM": "model.model",
+    "accelerate": "model.dropin",
     "parse_tool_calls": "model.tool_calls",
+    "register": "model.dropin",
+    "restore": "model.dropin",
+    "status": "model.dropin",
 }
 
-__all__ = ["GraniteConfig", "GraniteError", "GraniteForCausalLM", "__version__", "parse_tool_calls"]
+__all__ = [
+    "GraniteConfig",
+    "GraniteError",
+    "GraniteForCausalLM",
+    "__version__",
+    "accelerate",
+    "parse_tool_calls",
+    "register",
+    "restore",
+    "status",
+]
 
 
 def __getattr__(name: str) -> Any:

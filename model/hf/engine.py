@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.weight import Weight
@@ -73,7 +73,7 @@ def _layer(layer: Any) -> Layer:
     return Layer(**parts, experts=_experts(moe, shared_of(layer)))
 
 
-def expert_matrix(stack: nn.Parameter) -> Weight:
+def expert_matrix(stack: Tensor) -> Weight:
     """[experts, rows, columns] as one matrix [experts * rows, columns], without a copy."""
     return Weight.dense(stack.detach().view(-1, stack.shape[-1]))
 

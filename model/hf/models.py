@@ -39,21 +39,26 @@ def hooked(module: nn.Module) -> bool:
 
 
 def foreign_forward(module: nn.Module) -> Any:
-    """The forward that another library put into this instance; None where the class's runs, be it by a bound copy of it."""
+    """The forward that another library put into this instance; None where the class's runs, be it by a bound copy of it, or ours."""
     forward = module.__dict__.get("forward")
+    if forward is None or getattr(forward, "is_ours", False):
+        return None
     stock = getattr(forward, "__func__", None) is type(module).forward and getattr(forward, "__self__", None) is module
     return None if stock else forward
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why `module` has to be called as it stands; None where a kernel may do its work."""
-    if hasattr(module, "_hf_hook"):
+    """Why `module` has to be called as it stands; None where a kernel may do its work. Asked for each part on each call."""
+    state = module.__dict__  # Module's own lookup of an attribute costs some microseconds
+    if "_hf_hook" in state:
         return "accelerate's hooks move its weights"
-    if foreign_forward(module) is not None:
+    if "forward" in state and foreign_forward(module) is not None:
         return "another library's forward stands in this instance"
     if hooked(module):
         return "hooks are registered on it"
-    for name, parameter in module.named_parameters(recurse=False):
+    for name, parameter in state["_parameters"].items():
+        if parameter is None:
+            continue
         if type(parameter) is not nn.Parameter:
             return f"its {name} is a {type(parameter).__name__}"
         if parameter.is_meta:
@@ -64,8 +69,8 @@ def why_not(module: nn.Module) -> str | None:
 def why_not_linear(module: nn.Module) -> str | None:
     """As `why_not`, for a projection: nn.Linear itself, without a bias."""
     if type(module) is not nn.Linear:
-        return f"it is a {type(module).__module__.split('.')[0]} {type(module).__name__}"
-    if module.bias is not None:
+        return f"it is {type(module).__module__.split('.')[0]}'s {type(module).__name__}"
+    if module.__dict__["_parameters"]["bias"] is not None:
         return "it has a bias"
     return why_not(module)
 
