@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from granite_kernels.errors import GraniteError as GraniteError
     from granite_kernels.model.config import GraniteConfig as GraniteConfig
     from granite_kernels.model.dropin import accelerate as accelerate
+    from granite_kernels.model.dropin import fast_decode as fast_decode
     from granite_kernels.model.dropin import register as register
     from granite_kernels.model.dropin import restore as restore
     from granite_kernels.model.dropin import status as status
@@ -23,6 +24,7 @@ _HOMES = {
     "GraniteError": "errors",
     "GraniteForCausalLM": "model.model",
     "accelerate": "model.dropin",
+    "fast_decode": "model.dropin",
     "parse_tool_calls": "model.tool_calls",
     "register": "model.dropin",
     "restore": "model.dropin",
@@ -35,6 +37,7 @@ __all__ = [
     "GraniteForCausalLM",
     "__version__",
     "accelerate",
+    "fast_decode",
     "parse_tool_calls",
     "register",
     "restore",

@@ -39,3 +39,23 @@ def register() -> None:
     An entry in their own tables of implementations: models that don't ask for it are as before. Calling it again changes nothing.
     """
     import_hf("interfaces").register()
+
+
+def fast_decode(
+    model: Any,
+    input_ids: Any,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    synced_gpus: bool = False,
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Any:
+    """For transformers' generate: model.generate(..., custom_generate=granite_kernels.fast_decode).
+
+    Their preparation, logits processors, stopping criteria and streamers; our engine over the model's own weights, whose decode
+    step is a CUDA graph on a GPU. Greedy decoding and sampling, with the tokens that theirs gives; no beams and no assistant. The
+    model is one that `accelerate` supports, accelerated or not, or the view of `as_transformers`. Raises GraniteError.
+    """
+    decode = import_hf("decode").fast_decode
+    return decode(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)

@@ -85,9 +85,9 @@ def prefill(engine: Engine, request: Request, cache: Cache, state: State) -> Non
     first(state, granite.logits(engine.config, engine.weights, x, engine.ops)[:, -1], cache, engine.ops)
 
 
-def eager_step(engine: Engine, state: State, cache: Cache) -> Callable[[], None]:
-    """The decode step as a callable without arguments: what runs on a CPU, and what a graph captures."""
-    return lambda: step(engine.config, engine.weights, engine.rotary, state, cache, engine.ops)
+def eager_step(engine: Engine, state: State, cache: Cache, out: Tensor | None = None) -> Callable[[], None]:
+    """The decode step as a callable without arguments: what runs on a CPU, and what a graph captures. `out`: as for `step`."""
+    return lambda: step(engine.config, engine.weights, engine.rotary, state, cache, engine.ops, out)
 
 
 def decode(request: Request, cache: Cache, state: State, run: Callable[[], None]) -> Iterator[list[list[int]]]:

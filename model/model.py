@@ -121,6 +121,7 @@ class GraniteForCausalLM(nn.Module):
         self._rotary = rotary_table(0, self.config.head_dim, self.config.rope_theta, dtype=self.dtype, device=self.device)
         self._cache: Cache | None = None
         self._state: State | None = None
+        self._logits: Tensor | None = None
         self._held: list[int] = []  # the tokens that the kept cache holds, for a batch of one
         self._captured: tuple[Any, CapturedStep] | None = None
 
@@ -229,11 +230,18 @@ class GraniteForCausalLM(nn.Module):
             self._state = State.allocate(request.batch, request.max_new_tokens, self.config.vocab_size, self.device)
         return self._state
 
-    def _step_function(self, engine: generation.Engine, state: State, cache: Cache) -> Any:
-        run = generation.eager_step(engine, state, cache)
+    def _take_logits(self, request: Request) -> Tensor:
+        """Where a step leaves its logits for a reader: at one address from request to request, for the sake of a captured graph."""
+        shape = (request.batch, self.config.vocab_size)
+        if self._logits is None or self._logits.shape != shape:
+            self._logits = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return self._logits
+
+    def _step_function(self, engine: generation.Engine, state: State, cache: Cache, out: Tensor | None = None) -> Any:
+        run = generation.eager_step(engine, state, cache, out)
         if self.device.type != "cuda" or not all(choice.active for choice in self._ops.choices):
             return run  # PyTorch's operations ask the host for sizes, which a graph can't
-        buffers = (cache.k, cache.v, cache.lengths, state.ids, state.tokens, engine.rotary)
+        buffers = (cache.k, cache.v, cache.lengths, state.ids, state.tokens, engine.rotary, *(() if out is None else (out,)))
         key = tuple((tensor.data_ptr(), tensor.shape) for tensor in buffers)  # an allocator gives an address twice, to other shapes
         if self._captured is None or self._captured[0] != key:
             self._captured = None

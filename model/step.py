@@ -91,10 +91,17 @@ def first(state: State, logits: Tensor, cache: Cache, ops: Ops) -> None:
     cache.lengths.sub_(1)
 
 
-def step(config: GraniteConfig, weights: granite.Weights, rotary: Tensor, state: State, cache: Cache, ops: Ops) -> None:
-    """Run the token state.ids through the model and choose the next one."""
+def step(
+    config: GraniteConfig, weights: granite.Weights, rotary: Tensor, state: State, cache: Cache, ops: Ops, out: Tensor | None = None
+) -> None:
+    """Run the token state.ids through the model and choose the next one; or, with `out` [batch, vocab], leave the choice to its reader."""
     x = granite.forward(config, weights, granite.Inputs(state.ids, state.positions, rotary), cache, ops)
     logits = granite.logits(config, weights, x, ops)[:, -1]
+    if out is not None:
+        out.copy_(logits)
+        for counter in (state.positions, cache.lengths):
+            counter += 1
+        return
     ops.sample_step(
         logits, state.uniforms, state.seen, state.sampling, state.ids, state.positions, cache.lengths, state.steps, state.tokens
     )

@@ -63,5 +63,5 @@ def test_what_cannot_be_shared_is_named() -> None:
         GraniteForCausalLM.from_transformers(hooked)
     mixed = tiny_hf.make()
     mixed.model.norm.to(torch.bfloat16)
-    with pytest.raises(GraniteError, match=r"torch\.bfloat16, torch\.float32: one dtype"):
+    with pytest.raises(GraniteError, match=r"torch\.bfloat16, torch\.float32: one dtype is needed"):
         GraniteForCausalLM.from_transformers(mixed)

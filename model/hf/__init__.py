@@ -1,6 +1,12 @@
 """The seams to transformers. The other files here are the only ones that import it: nothing else pays the seconds that it takes.
 
 view.py        our engine in the place of a model of theirs: pipeline, generate, lm-eval
+engine.py      our engine over the weights of a model of theirs
+decode.py      our decode loop in their generate
+accelerate.py  forwards of ours in the instances of a model of theirs, with layer.py, session.py and window.py
+status.py      what runs for each module
+interfaces.py  attention and experts by name, in their tables of implementations
+models.py      what we know of their models, and what keeps our hands off a module
 """
 
 from __future__ import annotations

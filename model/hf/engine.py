@@ -15,44 +15,24 @@ from granite_kernels.weight import Weight
 
 from ..config import GraniteConfig
 from ..granite import Experts, Layer, Weights
-from .models import activation_is_silu, causal_lm, moe_of, one_device, projections, shared_of, why_not, why_not_linear
+from .models import causal_lm, moe_of, shared_of, why_not_shared
 
 
 def from_transformers(model: Any) -> tuple[GraniteConfig, Weights]:
     """Configuration and weights of a supported model; nothing is copied. Raises GraniteError, naming the module in the way."""
     lm = causal_lm(model)
-    one_device(lm)
     raw = lm.config.to_dict() | {"dtype": str(lm.dtype).removeprefix("torch.")}
     if lm.generation_config is not None and lm.generation_config.eos_token_id is not None:
         raw["eos_token_id"] = lm.generation_config.eos_token_id  # what their generate stops at
     config = GraniteConfig.from_dict(raw, source=f"the configuration of this {type(lm).__name__}")
-    _check(lm)
+    reason = why_not_shared(lm)
+    if reason is not None:
+        raise GraniteError(reason)
     base = lm.model
     embed = Weight.dense(base.embed_tokens.weight.detach())
     tied = lm.lm_head.weight.data_ptr() == base.embed_tokens.weight.data_ptr()
     layers = [_layer(layer) for layer in base.layers]
     return config, Weights(embed, layers, base.norm.weight.detach(), embed if tied else _dense(lm.lm_head))
-
-
-def _check(lm: Any) -> None:
-    linears = {"lm_head": lm.lm_head}
-    others = {"model.embed_tokens": lm.model.embed_tokens, "model.norm": lm.model.norm}
-    for index, layer in enumerate(lm.model.layers):
-        prefix = f"model.layers.{index}."
-        linears |= {prefix + name: module for name, module in projections(layer).items()}
-        others |= {prefix + name: getattr(layer, name) for name in ("input_layernorm", "post_attention_layernorm")}
-    reasons = {name: why_not_linear(module) for name, module in linears.items()}
-    reasons |= {name: why_not(module) for name, module in others.items()}
-    for name, reason in reasons.items():
-        if reason is not None:
-            raise GraniteError(f"{name} can't be shared: {reason}; merge adapters first, and load the weights unquantized on one device")
-    kinds = {parameter.dtype for parameter in lm.parameters()}
-    if len(kinds) != 1:
-        raise GraniteError(f"the weights are {', '.join(sorted(map(str, kinds)))}: one dtype is needed, as model.to(dtype) gives")
-    first = lm.model.layers[0]
-    mlp = first.mlp if moe_of(first) is None else moe_of(first).experts
-    if not activation_is_silu(mlp):
-        raise GraniteError(f"hidden_act is {lm.config.hidden_act!r}, expected 'silu'")
 
 
 def _dense(*linears: Any) -> Weight:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.activations import ACT2CLS
 from transformers.utils import output_capturing
@@ -100,9 +99,21 @@ def projections(layer: Any) -> dict[str, nn.Module]:
     return found
 
 
-def one_device(model: nn.Module) -> torch.device:
-    """Where all of the model is. Raises GraniteError where it is spread."""
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) != 1:
-        raise GraniteError(f"the model is spread over {', '.join(sorted(map(str, devices)))}: one device is needed")
-    return devices.pop()
+def why_not_shared(lm: Any) -> str | None:
+    """Why our engine can't work on the weights of this model, naming the module in the way; None where it can."""
+    linears = {"lm_head": lm.lm_head}
+    others = {"model.embed_tokens": lm.model.embed_tokens, "model.norm": lm.model.norm}
+    for index, layer in enumerate(lm.model.layers):
+        prefix = f"model.layers.{index}."
+        linears |= {prefix + name: module for name, module in projections(layer).items()}
+        others |= {prefix + name: getattr(layer, name) for name in ("input_layernorm", "post_attention_layernorm")}
+    reasons = {name: why_not_linear(module) for name, module in linears.items()}
+    reasons |= {name: why_not(module) for name, module in others.items()}
+    for name, reason in reasons.items():
+        if reason is not None:
+            return f"{name} can't be shared: {reason}; merge adapters first, and load the weights unquantized on one device"
+    parameters = list(lm.parameters())
+    for what, kinds in (("dtype", {p.dtype for p in parameters}), ("device", {p.device for p in parameters})):
+        if len(kinds) != 1:
+            return f"the weights are of {', '.join(sorted(map(str, kinds)))}: one {what} is needed, as model.to gives"
+    return None
