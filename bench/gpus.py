@@ -4,7 +4,7 @@ Memory in GiB (what the box calls GB), bandwidth in GB/s (10^9 bytes). Sources a
 
     ampere      "NVIDIA Ampere GA102 GPU Architecture" (GeForce 30; A40, RTX A6000) and the GeForce 30 product pages
     ada         "NVIDIA Ada GPU Architecture" (GeForce 40; L40, RTX 6000 Ada) and the GeForce 40 product pages
-    blackwell   "NVIDIA RTX Blackwell GPU Architecture" (GeForce 50; RTX PRO) and the GeForce 50 product pages
+    blackwell   "NVIDIA RTX (PRO) Blackwell GPU Architecture" (GeForce 50, RTX PRO) and the GeForce 50 product pages
     sheet       the card's own data sheet ("NVIDIA A10 Tensor Core GPU", "NVIDIA RTX A4000", ...)
     a100, h100  "NVIDIA A100 / H100 Tensor Core GPU Architecture" and the cards' data sheets
 
