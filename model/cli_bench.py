@@ -11,6 +11,7 @@ SUBVERBS = {
     "offline": ("granite_kernels.bench.offline.cli", "offline"),
     "compare": ("granite_kernels.bench.cli", "compare"),
     "report": ("granite_kernels.bench.cli", "report"),
+    "quality": ("granite_kernels.bench.cli_quality", "quality"),
 }
 MODEL = ("granite_kernels.bench.cli", "model")  # the verb without a sub-verb: `bench MODEL`
 HELP = ("-h", "--help")
