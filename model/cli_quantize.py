@@ -44,7 +44,7 @@ def write(source: str | Path, quantization: str, output: Path, device: str | Non
     from .loading import resolve_device
     from .progress import loading_bar
     from .quantization import plan
-    from .write_gguf import write_gguf
+    from .write_gguf import quantized, write_gguf
     from .write_safetensors import write_safetensors
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -62,7 +62,7 @@ def write(source: str | Path, quantization: str, output: Path, device: str | Non
             with loading_bar(len(checkpoint.tensors), "quantizing") as advance:
                 if quantization in GGUF:
                     file = f"{checkpoint.path.stem}-{quantization.upper()}.gguf"
-                    write_gguf(checkpoint, chosen, quantization, part / file, where, advance)
+                    write_gguf(checkpoint, chosen, quantization, part / file, lambda entry: quantized(checkpoint, entry, where), advance)
                 else:
                     file = ""
                     write_safetensors(checkpoint, chosen, part, where, advance)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from .checkpoint.gguf_names import gguf_name, permute, permuted_heads
 from .gguf_metadata import Pairs, architecture_of, config_pairs, tokenizer_pairs
 from .tokenizer import load_tokenizer
 
+_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _SPLIT = {  # what GGUF stores in halves
     "block_sparse_moe.input_linear.weight": ("block_sparse_moe.gate_exps.weight", "block_sparse_moe.up_exps.weight"),
     "shared_mlp.input_linear.weight": ("shared_mlp.gate_proj.weight", "shared_mlp.up_proj.weight"),
@@ -54,12 +56,13 @@ def write_gguf(
     plan: Mapping[str, str],
     quantization: str | None,
     path: Path,
-    device: torch.device,
+    content: Callable[[Entry], Tensor],
     advance: Callable[[str], None],
 ) -> None:
-    """Quantize the tensors of `plan` on `device` and write all to `path`, one at a time; `advance` gets each one's name.
+    """Write the tensors of `checkpoint` to `path`, in the formats of `plan` or as they are, with configuration and tokenizer.
 
-    `quantization` None is an empty plan: everything stays as it is.
+    content(entry) gives the bytes or values of a tensor, as `quantized` does; `advance` gets the name of each before. One is in
+    memory at a time. `quantization` names the plan for the file's readers; None: nothing is quantized.
     """
     import gguf
 
@@ -71,16 +74,14 @@ def write_gguf(
         _add_pairs(writer, {"general.name": checkpoint.path.stem, **config_pairs(checkpoint.config, quantization), **(words or {})})
         entries = list(_entries(checkpoint, plan))
         for entry in entries:
-            kind = gguf.GGMLQuantizationType[
-                {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(entry.format, entry.format.upper())
-            ]
-            writer.add_tensor_info(entry.name, entry.shape, torch.empty(0).numpy().dtype, entry.nbytes, raw_dtype=kind)
+            kind = gguf.GGMLQuantizationType[_KINDS.get(entry.format, entry.format.upper())]
+            writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for entry in entries:
             advance(entry.source)
-            writer.write_tensor_data(_content(checkpoint, entry, device).contiguous().view(torch.uint8).cpu().numpy())
+            writer.write_tensor_data(content(entry).contiguous().view(torch.uint8).cpu().numpy())
     finally:
         writer.close()
 
@@ -98,8 +99,8 @@ def _entries(checkpoint: Checkpoint, plan: Mapping[str, str]) -> Iterator[Entry]
             yield Entry(gguf_name(prefix + stem), name, (*experts, rows // 2, columns), format, half, 2)
 
 
-def _content(checkpoint: Checkpoint, entry: Entry, device: torch.device) -> Tensor:
-    """Bytes or values of the entry, its rows in the file's order."""
+def quantized(checkpoint: Checkpoint, entry: Entry, device: torch.device) -> Tensor:
+    """Bytes or values of the entry, made on `device`, its rows in the file's order."""
     data = checkpoint.read(entry.source).data.to(device)
     if entry.halves > 1:
         data = data.unflatten(-2, (entry.halves, -1)).select(-3, entry.half)

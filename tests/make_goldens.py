@@ -8,14 +8,15 @@ other environment. The weights come from NumPy's generators, so that a test make
 
     blocks of all ten types as ggml_quantize_chunk writes them, and their relative errors on larger matrices
     the type of each tensor of tiny Granites that llama_model_quantize has made Q4_K_M of
-    the logits of tiny Granites at the last of IDS: in float32; of the files that `granite-kernels quantize` writes, where llama.cpp
-    rounds activations to 8 bits before each product; and, without that, of their values in float32 ("rounded")
+    the logits of tiny Granites at the last of IDS: in float32; of packed files, where llama.cpp rounds activations to 8 bits before
+    each product; and, without that, of their values in float32 ("rounded")
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import subprocess
 import sys
@@ -27,6 +28,11 @@ import numpy as np
 
 TYPES = {"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14}  # GGML_TYPE_*
 QUANTIZATIONS = ("q8_0", "q6_k", "q4_k_m")
+SPREADS: dict[str, tuple[int, dict[int, float], float]] = {  # bytes of a block, its float16 fields, deviation of random codes and scales
+    "q8_0": (34, {0: 1.0}, 74.0),
+    "q4_k": (144, {0: 1.0, 2: 7.5}, 258.0),
+    "q6_k": (210, {208: 1.0}, 1369.0),
+}
 Q4_K_M = 15  # LLAMA_FTYPE_MOSTLY_Q4_K_M
 KINDS = ("normal", "heavy")
 IDS = [7, 301, 12, 488, 99, 5, 260, 41, 333, 18, 76, 402]
@@ -142,6 +148,8 @@ def inside(folder: Path) -> None:
             told["errors"][f"{name}/{shape}"] = float(np.linalg.norm(values - weights) / np.linalg.norm(weights))
     for path in sorted(folder.glob("logits/*.gguf")):
         arrays[f"logits/{path.stem}"] = _logits(path)
+    for path in sorted(folder.glob("written/*.gguf")):
+        assert np.isfinite(_logits(path)).all(), path  # llama.cpp reads what `granite-kernels quantize` writes
     for path in sorted(folder.glob("deep/*.gguf")):
         told["types"][path.stem] = _requantized(path, folder / "requantized.gguf", Q4_K_M)
     np.savez_compressed(folder / "goldens.npz", **arrays)
@@ -152,42 +160,52 @@ def inside(folder: Path) -> None:
 # ------------------------------------------------------------------ in the package's
 
 
-def plain(source: Path, path: Path) -> Path:
-    """`source` as a GGUF in float32."""
+def drawn(source: Path, quantization: str, path: Path) -> Path:
+    """A GGUF like that of `source` quantized, its blocks drawn from a generator, so that no quantizer has a say in them."""
     import torch
     from granite_kernels.model.checkpoint import open_checkpoint
-    from granite_kernels.model.write_gguf import write_gguf
+    from granite_kernels.model.quantization import plan
+    from granite_kernels.model.write_gguf import Entry, quantized, write_gguf
+
+    def content(entry: Entry) -> torch.Tensor:
+        if entry.format not in SPREADS:
+            return quantized(checkpoint, entry, torch.device("cpu"))
+        return torch.from_numpy(blocks(entry.name, entry.format, entry.shape, entry.row_bytes))
 
     with open_checkpoint(source) as checkpoint:
-        write_gguf(checkpoint, {}, None, path, torch.device("cpu"), lambda name: None)
+        chosen = plan(checkpoint.tensors, checkpoint.config.num_hidden_layers, quantization, source)
+        write_gguf(checkpoint, chosen, quantization, path, content, lambda name: None)
     return path
 
 
-def quantized(source: Path, quantization: str, folder: Path) -> Path:
-    """`source` as `granite-kernels quantize` writes it."""
-    from granite_kernels.model.cli_quantize import write
+def blocks(name: str, format: str, shape: tuple[int, ...], row_bytes: int) -> np.ndarray:
+    """Random codes and scales, uint8 [..., row_bytes], of values with about the standard deviation of `granite`'s."""
+    size, halves, spread = SPREADS[format]
+    data = np.random.default_rng([*name.encode()]).integers(0, 256, (*shape[:-1], row_bytes // size, size), dtype=np.uint8)
+    deviation = 0.3 if "embd" in name else 1.5 / shape[-1] ** 0.5
+    for place, factor in halves.items():
+        data[..., place : place + 2] = np.array([factor * deviation / spread], np.float16).view(np.uint8)
+    return data.reshape(*shape[:-1], row_bytes)
 
-    return write(source, quantization, folder, "cpu")
 
-
-def rounded(source: Path, quantization: str, folder: Path) -> Path:
-    """`source` with every matrix replaced by the values that it has after quantizing."""
-    import shutil
-
+def plain(source: Path, path: Path) -> Path:
+    """`source`, a folder or a packed GGUF, as a GGUF of its values in float32."""
+    import gguf
+    import torch
     from granite_kernels.model.checkpoint import open_checkpoint
-    from granite_kernels.model.quantization import plan
-    from safetensors.torch import save_file
+    from granite_kernels.model.write_gguf import Entry, quantized, write_gguf
 
-    from granite_kernels import formats
+    packed = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors} if source.is_file() else {}
 
-    shutil.copytree(source, folder)
+    def content(entry: Entry) -> torch.Tensor:
+        if entry.name not in packed:
+            return quantized(checkpoint, entry, torch.device("cpu"))
+        return torch.from_numpy(gguf.quants.dequantize(packed[entry.name].data, packed[entry.name].tensor_type).copy())
+
     with open_checkpoint(source) as checkpoint:
-        tensors = {name: checkpoint.read(name).data for name in checkpoint.tensors}
-        for name, format in plan(checkpoint.tensors, checkpoint.config.num_hidden_layers, quantization, source).items():
-            kind, matrix = formats.get(format), tensors[name].flatten(0, -2)
-            tensors[name] = kind.unpack(kind.quantize(matrix), matrix.shape).view(tensors[name].shape)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    return folder
+        checkpoint.tensors = {name: dataclasses.replace(info, format="float32") for name, info in checkpoint.tensors.items()}
+        write_gguf(checkpoint, {}, None, path, content, lambda name: None)
+    return path
 
 
 def main() -> None:
@@ -198,18 +216,20 @@ def main() -> None:
     if not arguments.llama:
         inside(arguments.output)
         return
+    from granite_kernels.model.cli_quantize import write
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for kind in ("logits", "deep"):
+        for kind in ("logits", "written", "deep"):
             (folder / kind).mkdir()
         for name, config in MODELS.items():
             source = granite(folder / name, config)
             plain(source, folder / "logits" / f"{name}-f32.gguf")
             for quantization in QUANTIZATIONS:
-                written = quantized(source, quantization, folder / "new" / name / quantization)
-                written.rename(folder / "logits" / f"{name}-{quantization}.gguf")
-                values = rounded(source, quantization, folder / "rounded" / name / quantization)
-                plain(values, folder / "logits" / f"{name}-{quantization}-rounded.gguf")
+                packed = drawn(source, quantization, folder / "logits" / f"{name}-{quantization}.gguf")
+                plain(packed, folder / "logits" / f"{name}-{quantization}-rounded.gguf")
+                written = write(source, quantization, folder / "new" / name / quantization, "cpu")
+                written.rename(folder / "written" / f"{name}-{quantization}.gguf")
             deep = granite(folder / f"deep-{name}", {**config, "num_hidden_layers": DEEP[name]})
             plain(deep, folder / "deep" / f"{name}.gguf")
         subprocess.run([arguments.llama, __file__, str(folder)], check=True, env={"PYTHONPATH": ""})

@@ -57,7 +57,7 @@ def test_q4_k_m_has_the_types_that_llama_cpp_chooses(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", make_goldens.MODELS)
 def test_logits_are_llama_cpps(name: str, tmp_path: Path) -> None:
     source = make_goldens.granite(tmp_path / "source", make_goldens.MODELS[name])
-    files = {q: make_goldens.quantized(source, q, tmp_path / q) for q in make_goldens.QUANTIZATIONS}
+    files = {q: make_goldens.drawn(source, q, tmp_path / f"{q}.gguf") for q in make_goldens.QUANTIZATIONS}
     for quantization, path in {"f32": source, **files}.items():
         model = GraniteForCausalLM.from_pretrained(path, device="cpu", dtype=torch.float32)
         logits = model(torch.tensor([make_goldens.IDS]), logits_to_keep=1).logits[0, 0]

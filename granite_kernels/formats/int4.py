@@ -16,10 +16,10 @@ from torch import Tensor
 from granite_kernels.errors import GraniteError
 from granite_kernels.formats.base import Content, Metadata
 from granite_kernels.formats.coded import CodedFormat
-from granite_kernels.formats.search import inverse, symmetric
+from granite_kernels.formats.search import inverse, polished, symmetric
 
-CANDIDATES = [sign * (6.5 + 0.125 * i) for sign in (-1, 1) for i in range(21)]
-REFINEMENTS = 2
+CANDIDATES = [sign * (6.5 + 0.5 * i) for sign in (-1, 1) for i in range(6)]  # either sign may have the code -8
+FACTORS = [1.0, 0.96, 0.98, 1.02, 1.04]  # around the best of them
 
 
 class Int4(CodedFormat):
@@ -44,15 +44,11 @@ class Int4(CodedFormat):
         grouped.sub_(metadata[1].float()[..., None] if self.zero else 8.0).mul_(metadata[0].float()[..., None])
 
     def _encode(self, weight: Tensor) -> Content:
-        """The scale of least squared error among CANDIDATES, refined by least squares on the codes it gives."""
+        """The scale of least squared error among CANDIDATES and, around the best one, FACTORS; each solved for its codes."""
         if self.zero:
             return super()._encode(weight)
         x = weight.unflatten(1, (-1, self.group))
-        scale = symmetric(x, 8, CANDIDATES)
-        for _ in range(REFINEMENTS):
-            q = (x * inverse(scale)).round_().clamp_(-8, 7)
-            scale = (q * x).sum(-1, keepdim=True) * inverse(q.square().sum(-1, keepdim=True))
-        scale = scale.half()
+        scale = polished(x, symmetric(x, 8, CANDIDATES), 8, FACTORS).half()
         q = (x * inverse(scale.float())).round_().clamp_(-8, 7)
         return (q + 8).to(torch.uint8).flatten(1), [scale[..., 0]]
 
