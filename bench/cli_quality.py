@@ -67,7 +67,8 @@ def report(
     from granite_kernels.errors import GraniteError
     from granite_kernels.formats.mix import QUANTIZATIONS
 
-    from .quality import compare, cut
+    from .machine import header
+    from .quality import METHOD, compare, cut
 
     unknown = [name for name in quantizations if name not in QUANTIZATIONS]
     if unknown:
@@ -89,18 +90,18 @@ def report(
         with loading_bar(len(windows) * (1 + len(quantizations)), "windows") as bar:
             rows = compare(checkpoint, ids, quantizations, context=context, dtype=kind, device=where, advance=lambda: bar(""))
         named = [{"kind": "quality", "model": model, **dataclasses.asdict(row)} for row in rows]
-        header = {
-            "model": model,
-            "reference": "the values of its packed weights" if checkpoint.packed else str(checkpoint.config.dtype).removeprefix("torch."),
-            "text": text.name,
-            "tokens": windows.numel(),
-            "judged": windows.shape[0] * (windows.shape[1] - windows.shape[1] // 2 - 1),
-            "context": windows.shape[1],
-            "dtype": str(kind).removeprefix("torch."),
-            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU",
-            "torch": torch.__version__,
-        }
-    return {"header": header, "rows": named}
+        facts = header(
+            where,
+            method=METHOD,
+            model=model,
+            reference="the values of its packed weights" if checkpoint.packed else str(checkpoint.config.dtype).removeprefix("torch."),
+            text=text.name,
+            tokens=windows.numel(),
+            judged=windows.shape[0] * (windows.shape[1] - windows.shape[1] // 2 - 1),
+            context=windows.shape[1],
+            dtype=str(kind).removeprefix("torch."),
+        )
+    return {"header": facts, "rows": named}
 
 
 def cells(found: dict[str, Any]) -> list[list[str]]:

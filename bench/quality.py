@@ -30,6 +30,12 @@ from granite_kernels import formats
 from granite_kernels.errors import GraniteError
 from granite_kernels.formats.mix import DENSE, format_of
 
+METHOD = (
+    "The second half of each window is judged. perplexity: exp of the mean negative log-likelihood. kl: mean over positions of "
+    "sum(p ln(p / q)) in nats, p the reference's probabilities; kl99: its 99th percentile. top1: same likeliest token. Only the "
+    "values of the weights differ."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -27,6 +27,7 @@ KEYS = {
     "speed": ("model", "implementation", "format", "test", "batch", "context"),
     "startup": ("model", "implementation", "format", "cache"),
     "modelled": ("model", "format", "card", "launch"),
+    "quality": ("model", "format"),
 }
 
 
