@@ -29,12 +29,11 @@ def hooked(module: nn.Module) -> bool:
     transformers leaves its own hooks behind once hidden states were asked for; they do nothing while nobody collects.
     """
     state = module.__dict__
-    for name in HOOKS:
-        for hook in state[name].values():
-            idle = getattr(hook, "__module__", "") == output_capturing.__name__ and output_capturing._active_collector.get() is None
-            if not idle:
-                return True
-    return False
+    if not (state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]):
+        return False
+    hooks = [hook for name in HOOKS for hook in state[name].values()]
+    theirs = all(getattr(hook, "__module__", "") == output_capturing.__name__ for hook in hooks)
+    return not theirs or output_capturing._active_collector.get() is not None
 
 
 def foreign_forward(module: nn.Module) -> Any:
