@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from granite_kernels.errors import GraniteError
+from granite_kernels.fallback import Guarded
 from granite_kernels.workspace import Workspace
 
 BACKENDS = ("auto", "triton", "torch")
@@ -46,7 +47,16 @@ class Ops:
     norm_logits: Op
     sample: Op
     sample_step: Op
-    choices: tuple[Choice, ...] = ()
+    chosen: tuple[Choice, ...] = ()  # at load
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What runs now: a kernel that turned out not to compile has been replaced."""
+        return tuple(self._now(choice) for choice in self.chosen)
+
+    def _now(self, choice: Choice) -> Choice:
+        reason = getattr(getattr(self, choice.role), "reason", None)
+        return choice if reason is None else Choice(choice.role, choice.kernel.replace("kernels.", "reference.", 1), False, reason)
 
     @property
     def backend(self) -> str:
@@ -93,7 +103,8 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool 
     """The operations for a model of `dtype` on `device`; `moe` says whether it is a mixture of experts.
 
     "auto": Triton on a GPU, PyTorch elsewhere. "triton": Triton or a GraniteError. "torch": plain PyTorch. An operation without
-    a Triton kernel is PyTorch's, and its row in `choices` says so.
+    a Triton kernel is PyTorch's, and its row in `choices` says so; so does one whose kernel turns out not to compile when it is first
+    called, but for "triton", where the call raises a GraniteError.
     """
     if backend not in BACKENDS:
         raise GraniteError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
@@ -115,9 +126,11 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool 
             continue
         if role in WITH_WORKSPACE and workspace is not None:
             op = functools.partial(op, workspace=workspace)
-        callables[role] = op
+        callables[role] = Guarded(
+            role, op, getattr(importlib.import_module(f"granite_kernels.reference.{file}"), role), strict=backend == "triton"
+        )
         choices.append(Choice(role, f"kernels.{file}.{role}", True, ""))
-    return Ops(**callables, choices=tuple(choices))
+    return Ops(**callables, chosen=tuple(choices))
 
 
 def _kernel(role: str, file: str) -> tuple[Op | None, str | None]:

@@ -14,19 +14,23 @@ from torch import Tensor
 WARMUPS = 2  # eager runs before the capture: kernels are compiled and libraries initialised in them
 
 
+def warm(run: Callable[[], None], restore: list[tuple[Tensor, Tensor]]) -> None:
+    """Run the step eagerly, as it must have been before it is captured; `restore`: (buffer, its value), written back."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUPS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    _write_back(restore)
+
+
 class CapturedStep:
     """`run` captured; call it to replay."""
 
     def __init__(self, run: Callable[[], None], restore: list[tuple[Tensor, Tensor]]) -> None:
-        """Capture `run`. `restore` holds (buffer, its value) pairs, written back after the warm-ups and after the capture."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
+        """Capture `run`, which has been `warm`ed. `restore` holds (buffer, its value) pairs, written back after the capture."""
         self.graph = torch.cuda.CUDAGraph()
-        _write_back(restore)
         with torch.cuda.graph(self.graph):
             run()
         _write_back(restore)

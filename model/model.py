@@ -21,7 +21,7 @@ from . import generate as generation
 from . import granite, memory, warmup
 from .cache import Cache, round_up
 from .config import GraniteConfig
-from .graph import CapturedStep
+from .graph import CapturedStep, warm
 from .hf import import_hf
 from .loading import Table, load, random_weights
 from .request import Request, check_ids, check_mask, make_request
@@ -239,15 +239,23 @@ class GraniteForCausalLM(nn.Module):
 
     def _step_function(self, engine: generation.Engine, state: State, cache: Cache, out: Tensor | None = None) -> Any:
         run = generation.eager_step(engine, state, cache, out)
-        if self.device.type != "cuda" or not all(choice.active for choice in self._ops.choices):
-            return run  # PyTorch's operations ask the host for sizes, which a graph can't
+        if self.device.type != "cuda" or not self._capturable():
+            return run
         buffers = (cache.k, cache.v, cache.lengths, state.ids, state.tokens, engine.rotary, *(() if out is None else (out,)))
         key = tuple((tensor.data_ptr(), tensor.shape) for tensor in buffers)  # an allocator gives an address twice, to other shapes
         if self._captured is None or self._captured[0] != key:
             self._captured = None
             with torch.no_grad():
-                self._captured = (key, CapturedStep(run, state.snapshot(cache)))
+                restore = state.snapshot(cache)
+                warm(run, restore)
+                if not self._capturable():  # a kernel doesn't compile, it shows when it is first called
+                    return run
+                self._captured = (key, CapturedStep(run, restore))
         return self._captured[1]
+
+    def _capturable(self) -> bool:
+        """PyTorch's operations ask the host for sizes, which a graph can't."""
+        return all(choice.active for choice in self._ops.choices)
 
     def generate(
         self,

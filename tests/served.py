@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +17,16 @@ from granite_kernels.bench.offline.steps import stand_in
 from granite_kernels.model.config import GraniteConfig
 from granite_kernels.model.model import GraniteForCausalLM
 
+from granite_kernels.errors import GraniteError
+
 
 @contextmanager
-def serving(arch: int, layers: int = 1) -> Iterator[tuple[GraniteForCausalLM, list[Launch]]]:
+def serving(arch: int, backend: str = "triton", layers: int = 1) -> Iterator[tuple[GraniteForCausalLM, list[Launch]]]:
     """A model with 2B's matrices in few layers, on a pretended GPU, and the launches that it makes."""
     config = dataclasses.replace(GraniteConfig.preset("3.1-2b"), num_hidden_layers=layers)
     weights = stand_in(config)
     with capture(arch) as launches, on_gpu():
-        yield GraniteForCausalLM(config, weights, backend="triton"), launches
+        yield GraniteForCausalLM(config, weights, backend=backend), launches
 
 
 def requests(count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -72,3 +75,24 @@ def cold(arch: int) -> dict[str, Any]:
         model.warmup()
         seconds = time.perf_counter() - begun
     return {"seconds": seconds, "variants": len({launch.hash for launch in launches})}
+
+
+def broken(backend: str) -> dict[str, Any]:
+    """Two requests where the compiler refuses the kernel that samples: what was said, what runs, and whether a step was captured."""
+    from granite_kernels.kernels import sample
+
+    sample.BLOCK = 1000  # no power of two
+    with serving(90, backend=backend) as (model, launches), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            for _ in range(2):
+                result = model.generate(torch.ones(1, 5, dtype=torch.int64), max_new_tokens=3, eos_token_id=[])
+        except GraniteError as error:
+            return {"error": str(error)}
+    return {
+        "said": [str(warning.message) for warning in said],
+        "rows": [dataclasses.asdict(row) for row in model.kernels()],
+        "launched": sorted({launch.name for launch in launches}),
+        "captured": model._captured is not None,
+        "tokens": list(result.shape),
+    }
