@@ -34,6 +34,11 @@ def target(tensor: Tensor) -> Target:
     return Target(major * 10 + minor, torch.cuda.get_device_properties(tensor.device).multi_processor_count)
 
 
+def roomy(target: Target) -> bool:
+    """Whether a program may take more than 99 KiB of shared memory: the data-centre parts."""
+    return target.arch in (80, 90, 100, 103)
+
+
 # ------------------------------------------------------------------ matrices at 1 to 16 tokens
 
 
