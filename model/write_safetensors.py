@@ -1,4 +1,8 @@
-"""Write a checkpoint, quantized to int8 or int4, as safetensors in the layout of compressed-tensors ("pack-quantized")."""
+"""Write a checkpoint, quantized to int8 or int4, as safetensors in the layout of compressed-tensors ("pack-quantized").
+
+The embedding is written as it is, since no other reader takes a packed one, and the configuration says that it is int8 here: its
+rounding is repeated when it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from granite_kernels import formats
 
 from .checkpoint import Checkpoint
 from .checkpoint.folder import CONFIG, INDEX, WEIGHTS, read_json
+from .checkpoint.layout import EMBEDDING, HEAD
+from .checkpoint.prequantized import ROUNDED
 
 SHARD = 2_000_000_000  # bytes of tensors in a file, about
 GENERATION = "generation_config.json"
@@ -59,14 +65,18 @@ def write_safetensors(
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": table}, indent=2))
     for beside in (*checkpoint.tokenizer_files, *checkpoint.path.glob(GENERATION)):
         shutil.copyfile(beside, folder / beside.name)
-    config = read_json(checkpoint.path / CONFIG) | {"quantization_config": quantization_config(plan, checkpoint.tensors)}
+    settings: dict[str, Any] = {"quantization_config": quantization_config(plan, checkpoint.tensors)}
+    if plan.get(EMBEDDING) == "int8":
+        settings[ROUNDED] = [EMBEDDING]
+    config = read_json(checkpoint.path / CONFIG) | settings
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
 
 def quantization_config(plan: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of compressed-tensors for `plan`: its commonest format for every linear layer, the others by name."""
     modules: dict[str, list[str]] = {}
-    for name, format in plan.items():
+    packed = {name: format for name, format in plan.items() if name != EMBEDDING}
+    for name, format in packed.items():
         modules.setdefault(format, []).append(name.removesuffix(".weight"))
     commonest = max(modules, key=lambda format: len(modules[format]))
     groups = {}
@@ -76,7 +86,8 @@ def quantization_config(plan: Mapping[str, str], tensors: Mapping[str, Any]) -> 
             weights |= {"num_bits": 4, "strategy": "group", "group_size": formats.get(format).block}
         targets = ["Linear", *(name for name in found if not name.endswith("_proj"))] if format == commonest else found
         groups[f"group_{index}"] = {"targets": targets, "weights": weights, "input_activations": None, "output_activations": None}
-    dense = [name.removesuffix(".weight") for name, info in tensors.items() if len(info.shape) > 1 and name not in plan]
+    dense = [name.removesuffix(".weight") for name, info in tensors.items() if len(info.shape) > 1 and name not in packed]
+    dense += [] if HEAD in tensors else [HEAD.removesuffix(".weight")]  # tied: a linear layer to others, with no tensor of its own
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -90,7 +101,7 @@ def quantization_config(plan: Mapping[str, str], tensors: Mapping[str, Any]) -> 
 def _tensors(checkpoint: Checkpoint, name: str, format: str | None, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """What the file holds for the tensor `name`."""
     stored = checkpoint.read(name)
-    if format is None:
+    if format is None or name == EMBEDDING:
         yield name, stored.data
         return
     shape = (math.prod(stored.shape[:-1]), stored.shape[-1])

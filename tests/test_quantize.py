@@ -147,11 +147,24 @@ def test_the_folder_is_laid_out_as_compressed_tensors_has_it(tmp_path: Path) -> 
     assert torch.equal(tensors[f"{module}.weight_packed"], packers.words(read.data.numpy(), 4))
     assert torch.equal(tensors[f"{module}.weight_scale"], read.metadata[0])
     assert tensors[f"{module}.weight_shape"].tolist() == [64, 256]
-    groups = json.loads((result / "config.json").read_text())["quantization_config"]["config_groups"]
+    embedding = "model.embed_tokens.weight"  # dense, as no other reader takes a packed one; its rounding is repeated
+    assert torch.equal(tensors[embedding], load_file(source / "model.safetensors")[embedding])
+    config = json.loads((result / "config.json").read_text())
+    assert config["granite_kernels_int8"] == [embedding] and config["quantization_config"]["ignore"] == ["model.embed_tokens", "lm_head"]
+    groups = config["quantization_config"]["config_groups"]
     told = {tuple(group["targets"]): (group["weights"]["num_bits"], group["weights"]["group_size"]) for group in groups.values()}
     assert told[("Linear",)] == (4, 128)
-    assert told[("model.embed_tokens",)] == (8, None)
     assert told[("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")] == (4, 64)  # 192 columns
+
+
+def test_an_untied_head_is_packed_in_eight_bits(tmp_path: Path) -> None:
+    source = tiny.save(tiny.make(tie_word_embeddings=False), tmp_path / "source")
+    result = write(source, "int4", tmp_path / "out", "cpu")
+    wanted, found = quantized(source, "int4"), stored(result)
+    assert all(same(found[name], wanted[name]) for name in wanted)
+    settings = json.loads((result / "config.json").read_text())["quantization_config"]
+    told = {tuple(group["targets"]): group["weights"]["num_bits"] for group in settings["config_groups"].values()}
+    assert told[("lm_head",)] == 8 and settings["ignore"] == ["model.embed_tokens"]
 
 
 def test_large_checkpoints_are_cut_into_shards(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ Infos = Mapping[str, TensorInfo]  # of one module, by the last part of their nam
 Tensors = Mapping[str, Tensor]
 Read = Callable[[TensorInfo], Tensor]
 FORMATS = ("int8", "q8_0", "fp8", *formats.INT4_NAMES)  # what a weight may become
+ROUNDED = "granite_kernels_int8"  # a config.json's list of dense weights that are int8 here: others read no packed embedding
 INT4_GROUPS = (128, 64, 32)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -62,6 +63,7 @@ class Prequantized(abc.ABC):
 
     def __init__(self, settings: Mapping[str, Any], path: Path, dtype: torch.dtype) -> None:
         self.settings, self.path, self.dtype = settings, path, dtype
+        self.rounded: frozenset[str] = frozenset()  # the names in ROUNDED
         self._modules: dict[str, Infos] = {}
         self._said_dense = False
 
@@ -100,6 +102,9 @@ class Prequantized(abc.ABC):
             format = self.format(infos, shape, read) or str(self.dtype).removeprefix("torch.")
             table[name] = TensorInfo(name, shape, format, sum(info.nbytes for info in infos.values()), first.file, name)
             self._modules[name] = infos
+        for name in self.rounded & table.keys():
+            self._modules[name] = {"weight": table[name]}
+            table[name] = dataclasses.replace(table[name], format="int8")
         return table
 
     def __contains__(self, name: str) -> bool:
@@ -113,6 +118,10 @@ class Prequantized(abc.ABC):
                 bad = count_non_finite(tensor.float() if tensor.element_size() == 1 else tensor)
                 if bad:
                     raise non_finite_error(f"{info.file}: {info.name.removesuffix('weight')}{kind}", bad, f"values of {tensor.numel():,}")
+        if info.name in self.rounded:
+            kind = formats.get_coded("int8")
+            codes, *metadata = kind.codes(kind.quantize(tensors["weight"]), info.shape)
+            return Stored("int8", codes, info.shape, tuple(metadata))
         coded = self.decode(tensors, info.shape)
         groups = coded.scale.shape[1]
         if coded.order is not None and not 0 <= int(coded.order.min()) <= int(coded.order.max()) < groups:

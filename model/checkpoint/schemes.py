@@ -13,7 +13,8 @@ from .base import DENSE_FORMATS
 from .compressed_tensors import CompressedTensors
 from .folder import read_json
 from .gptq import Awq, Gptq
-from .prequantized import Prequantized
+from .layout import EMBEDDING, HEAD
+from .prequantized import ROUNDED, Prequantized
 
 READERS: dict[str, type[Prequantized]] = {"compressed-tensors": CompressedTensors, "gptq": Gptq, "awq": Awq}
 BESIDE = "quantize_config.json"  # where AutoGPTQ wrote its settings
@@ -39,4 +40,8 @@ def scheme(raw: dict[str, Any], path: Path, dtype: torch.dtype) -> Prequantized 
             f"{path}: quantization_config has the method {method!r}; expected {', '.join(READERS)}, "
             f"or {', '.join(DENSE_FORMATS)} weights, or a GGUF file"
         )
-    return READERS[method](settings, path, dtype)
+    reader, rounded = READERS[method](settings, path, dtype), raw.get(ROUNDED, [])
+    if not isinstance(rounded, list) or not set(rounded) <= {EMBEDDING, HEAD}:
+        raise GraniteError(f"{path}: {ROUNDED} is {str(rounded)[:60]}; expected a list of {EMBEDDING} and {HEAD}")
+    reader.rounded = frozenset(rounded)
+    return reader
