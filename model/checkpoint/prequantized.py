@@ -119,8 +119,8 @@ class Prequantized(abc.ABC):
                 if bad:
                     raise non_finite_error(f"{info.file}: {info.name.removesuffix('weight')}{kind}", bad, f"values of {tensor.numel():,}")
         if info.name in self.rounded:
-            kind = formats.get_coded("int8")
-            codes, *metadata = kind.codes(kind.quantize(tensors["weight"]), info.shape)
+            int8 = formats.get_coded("int8")
+            codes, *metadata = int8.codes(int8.quantize(tensors["weight"]), info.shape)
             return Stored("int8", codes, info.shape, tuple(metadata))
         coded = self.decode(tensors, info.shape)
         groups = coded.scale.shape[1]
