@@ -78,7 +78,7 @@ def run(
     config, dtype = ours.model.config, ours.model.dtype
     about["format"] = options.get("quantization") or stored_format(ours.model)
     device, plain = ours.model.device, ours.plain()
-    engine: Engine = ours if implementation == OURS else transformers_from(ours.model, static=implementation == STATIC)
+    engine: Engine = ours if implementation == OURS else transformers_from(ours.model, implementation)
     del ours  # where it isn't the engine only the weights stay, which are shared
     disagreement = differs(engine, plain, config.vocab_size, device)
     del plain

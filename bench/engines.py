@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from granite_kernels.model.config import GraniteConfig
+from granite_kernels.model.dropin import accelerate, fast_decode
 from granite_kernels.model.granite import Layer
 from granite_kernels.model.model import GraniteForCausalLM
 from torch import Tensor
@@ -23,6 +24,8 @@ from granite_kernels.weight import DENSE, Weight, dense_matrix
 
 STATIC = "transformers, static cache and torch.compile"
 TRANSFORMERS = "transformers eager"
+ACCELERATED = "transformers, accelerated"  # granite_kernels.accelerate under their own generate
+FAST_DECODE = "transformers, fast_decode"  # their generate around our decode loop
 
 
 class Engine(Protocol):
@@ -81,15 +84,19 @@ class Moments:
 
 
 class Transformers:
-    """transformers' `generate`, eager with its dynamic cache, or compiled over a static one."""
+    """transformers' `generate`: eager with its dynamic cache, compiled over a static one, or with ours in it."""
 
-    def __init__(self, theirs: Any, *, static: bool) -> None:
-        self.theirs = theirs
+    def __init__(self, theirs: Any, implementation: str) -> None:
+        self.theirs, self.implementation = theirs, implementation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in theirs.parameters())
         self.arguments: dict[str, Any] = {"do_sample": False}
         theirs.generation_config.eos_token_id = None
         theirs.generation_config.pad_token_id = 0
-        if static:
+        if implementation == ACCELERATED:
+            accelerate(theirs)
+        elif implementation == FAST_DECODE:
+            self.arguments["custom_generate"] = fast_decode
+        elif implementation == STATIC:
             from transformers import CompileConfig
 
             compiling = CompileConfig()
@@ -104,11 +111,16 @@ class Transformers:
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
-        found: Tensor = self.theirs(ids).logits
+        model = self.theirs
+        if self.implementation == FAST_DECODE:
+            from granite_kernels.model.hf.decode import engine_of
+
+            model = engine_of(model)  # what its tokens come from
+        found: Tensor = model(ids).logits
         return found
 
 
-def transformers_from(model: GraniteForCausalLM, *, static: bool = False) -> Transformers:
+def transformers_from(model: GraniteForCausalLM, implementation: str = TRANSFORMERS) -> Transformers:
     """transformers' model of the same weights: views where ours are dense rows, copies elsewhere."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -123,7 +135,7 @@ def transformers_from(model: GraniteForCausalLM, *, static: bool = False) -> Tra
     missing = [name for name, parameter in theirs.named_parameters() if parameter.is_meta]
     if missing:
         raise RuntimeError(f"transformers' model has parameters that ours doesn't: {', '.join(missing[:4])}")
-    return Transformers(theirs.eval(), static=static)
+    return Transformers(theirs.eval(), implementation)
 
 
 def unfused(model: GraniteForCausalLM) -> dict[str, Tensor]:

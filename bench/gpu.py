@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from . import kernels, report
-from .engines import STATIC, TRANSFORMERS
+from .engines import ACCELERATED, FAST_DECODE, STATIC, TRANSFORMERS
 from .harness import OURS, first_line
 from .machine import header, slug
 from .rows import ERROR, Recorder, Row
@@ -40,7 +40,8 @@ def stages(preset: str, minutes: float) -> Iterator[tuple[str, float, Callable[[
         return kernels.run(preset=preset, ops=("linear",), tokens=(1, 8), formats=("q8_0", "q6_k", "q4_k_m", "int8", "int4"), minutes=given)
 
     def rest(given: float) -> Iterable[Row]:
-        return run(Plan(model, formats=("", "q4_k_m"), implementations=(OURS, TRANSFORMERS, STATIC), minutes=given))
+        everybody = (OURS, TRANSFORMERS, ACCELERATED, FAST_DECODE, STATIC)
+        return run(Plan(model, formats=("", "q4_k_m"), implementations=everybody, minutes=given))
 
     yield "headline", 0.35, headline
     yield "kernels", 0.4, dense

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engines import STATIC, TRANSFORMERS
+from .engines import ACCELERATED, FAST_DECODE, STATIC, TRANSFORMERS
 from .harness import COMPILED, EAGER, OURS
 from .others import LLAMA
 from .rivals import CUBLAS, LIGER, PLAIN, SDPA
@@ -24,6 +24,8 @@ COLOURS = {
     TRANSFORMERS: ORANGE,
     EAGER: ORANGE,
     STATIC: GREEN,
+    ACCELERATED: RED,
+    FAST_DECODE: GREY,
     COMPILED: GREEN,
     LLAMA: PURPLE,
     LIGER: PURPLE,

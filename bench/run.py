@@ -18,7 +18,7 @@ from granite_kernels.model.config import GraniteConfig
 
 from .child import stream
 from .end_to_end import ENGINES, Test, plan
-from .engines import STATIC
+from .engines import STATIC, TRANSFORMERS
 from .harness import OURS
 from .others import as_lists, llama_bench, modelled  # noqa: F401  (`modelled` is called by name, in a child)
 from .roof import measure_roof
@@ -160,7 +160,7 @@ def _starts(given: Plan, device: str, deadline: float) -> Iterator[Row]:
     for name in given.implementations:
         with tempfile.TemporaryDirectory() as folder:
             caches = {"TRITON_CACHE_DIR": f"{folder}/triton", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
-            compiles = name == STATIC or (name == OURS and device != "cpu")
+            compiles = name == STATIC or (name != TRANSFORMERS and device != "cpu")
             for state in ("cold", "warm") if compiles else ("none needed",):
                 form = given.formats[0]
                 failed = {"kind": "startup", "model": given.label, "implementation": name, "format": form or "as stored", "cache": state}

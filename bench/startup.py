@@ -17,14 +17,14 @@ def run(*, implementation: str, model: str, label: str, options: dict[str, Any],
     from granite_kernels.model.sources import open_model
 
     from .end_to_end import random_ids
-    from .engines import STATIC, Engine, Ours, stored_format, transformers_from
+    from .engines import Engine, Ours, stored_format, transformers_from
     from .harness import OURS
 
     if implementation != OURS:
         import transformers  # noqa: F401  (its import belongs to the start)
     imported = time.time()
     model_ = open_model(model, **options)
-    engine: Engine = Ours(model_) if implementation == OURS else transformers_from(model_, static=implementation == STATIC)
+    engine: Engine = Ours(model_) if implementation == OURS else transformers_from(model_, implementation)
     ids = random_ids(1, PROMPT, model_.config.vocab_size, model_.device)
     if model_.device.type == "cuda":
         torch.cuda.synchronize()

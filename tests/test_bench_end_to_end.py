@@ -46,7 +46,8 @@ def test_transformers_gets_our_weights_under_its_names(kind: str, tmp_path: Path
     assert len(theirs.run(tiny.prompts(2, 5), 3)) == 3
 
 
-@pytest.mark.parametrize("implementation", [OURS, engines.TRANSFORMERS])
+@pytest.mark.filterwarnings("ignore:.* runs on .*")
+@pytest.mark.parametrize("implementation", [OURS, engines.TRANSFORMERS, engines.ACCELERATED, engines.FAST_DECODE])
 def test_each_test_is_a_row_with_its_figures(folder: Path, implementation: str) -> None:
     rows = rows_of(folder, implementation)
     assert [(row["test"], row["batch"], row["context"]) for row in rows] == [(t.name, t.batch, t.context) for t in TESTS]
