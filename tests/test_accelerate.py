@@ -53,6 +53,27 @@ def test_tokens_are_identical_in_plain_pytorch(kind: str, cache: str) -> None:
     assert torch.equal(tokens(model, 64, cache), expected)
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"num_beams": 3},
+        {"prompt_lookup_num_tokens": 3},
+        {"do_sample": True, "temperature": 0.8, "top_k": 30},
+        {"repetition_penalty": 1.3},
+        {"prefill_chunk_size": 4},
+        {"use_cache": False},
+    ],
+    ids=lambda mode: next(iter(mode)),
+)
+def test_every_mode_of_their_generate_gives_the_same_tokens(mode: dict[str, Any]) -> None:
+    model, ids, found = tiny_hf.make(), tiny.prompts(1, 4).repeat(1, 3), []
+    for _ in range(2):
+        torch.manual_seed(5)
+        found.append(model.generate(ids, max_new_tokens=20, eos_token_id=None, **{"do_sample": False, **mode}))
+        granite_kernels.accelerate(model, backend="torch")
+    assert torch.equal(*found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["granite", "llama"])
 def test_tokens_are_identical_in_triton(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,11 +114,11 @@ def test_training_takes_the_stock_path_and_says_so() -> None:
     assert "no backward" in rows(model)["(training, gradients)"].reason
 
 
-def test_a_compiled_model_is_the_stock_one() -> None:
+def test_a_compiled_model_is_the_stock_one_in_one_graph() -> None:
     model = tiny_hf.make()
     expected = logits(model)
     quietly(model, backend="torch")
-    assert torch.equal(logits(torch.compile(model, backend="eager")), expected)
+    assert torch.equal(logits(torch.compile(model, backend="eager", fullgraph=True)), expected)
 
 
 def test_autocast_is_left_to_transformers() -> None:
@@ -174,6 +174,36 @@ def test_another_class_of_parameter_is_left_alone() -> None:
     assert "its weight is a Sharded" in rows(model)["model.layers.0.mlp.up_proj"].reason
 
 
+def test_sharded_weights_are_called_as_they_stand() -> None:
+    from torch import distributed
+    from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, mesh = tiny_hf.make(), distributed.device_mesh.init_device_mesh("cpu", (1,))
+        expected = logits(model)
+
+        def shard(name: str, module: nn.Module, mesh: Any) -> None:
+            for key, parameter in list(module.named_parameters(recurse=False)):
+                module.register_parameter(key, nn.Parameter(distribute_tensor(parameter, mesh, [Replicate()])))
+
+        for projection in (model.model.layers[0].self_attn.q_proj, model.model.layers[1].mlp.down_proj):
+            distribute_module(
+                projection,
+                mesh,
+                shard,
+                lambda _, inputs, mesh: (DTensor.from_local(inputs[0], mesh, [Replicate()]),),
+                lambda _, output, mesh: output.to_local(),
+            )
+        quietly(model, backend="torch")
+        assert tiny.spread_error(logits(model), expected) < 1e-5
+        assert rows(model)["model.layers.0.self_attn.k_proj"].kernel == "transformers"
+        reasons = {rows(model)[f"model.layers.{name}"].reason for name in ("0.self_attn.q_proj", "1.mlp.down_proj")}
+        assert reasons <= {"its weight is a DTensor", "hooks are registered on it"}
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_biases_are_honoured() -> None:
     model = tiny_hf.make("llama", attention_bias=True, mlp_bias=True)
     expected = logits(model)
@@ -217,6 +247,16 @@ def test_a_mask_that_is_no_padding_goes_to_transformers() -> None:
     assert rows(model)["(some calls)"].reason == "an attention mask that isn't left padding needs transformers' attention"
     with pytest.raises(GraniteError, match="backend 'torch' can't be honoured: an attention mask"):
         logits(quietly(model, backend="torch"), attention_mask=block_mask())
+
+
+def test_packed_rows_go_to_transformers() -> None:
+    model = tiny_hf.make()
+    starts = torch.tensor([0, 4, 9], dtype=torch.int32)
+    packed = dict(position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]] * 2), cu_seq_lens_q=starts, cu_seq_lens_k=starts, use_cache=False)
+    expected = logits(model, **packed)
+    quietly(model, backend="auto")
+    assert tiny.spread_error(logits(model, **packed), expected) < 1e-5
+    assert "packs several sequences" in rows(model)["(some calls)"].reason
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -34,6 +34,16 @@ def test_tokens_are_identical(kind: str, cache: str, tmp_path: Path) -> None:
         assert torch.equal(model.generate(**prompts, **options), stock.generate(**prompts, **options))
 
 
+def test_status_knows_what_was_asked_for_by_name() -> None:
+    model = tiny_hf.make("granitemoe")
+    assert len(granite_kernels.status(model)) == 1
+    model.set_attn_implementation("granite_kernels")
+    model.set_experts_implementation("granite_kernels")
+    kernels = [row.kernel for row in granite_kernels.status(model)]
+    experts = [f"reference.moe.experts_{name}" for name in ("gate_up_swiglu", "down_add")]
+    assert kernels == ["reference.attention.attention", *experts, "transformers"]
+
+
 def test_gradients_are_those_of_transformers() -> None:
     stock, model, ids = tiny_hf.make("granitemoe"), tiny_hf.make("granitemoe"), tiny.prompts(2, 9)
     model.set_attn_implementation("granite_kernels")

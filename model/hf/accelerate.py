@@ -11,9 +11,8 @@ from torch import nn
 from granite_kernels.errors import GraniteError
 from granite_kernels.ops import BACKENDS
 
-from ..config import GraniteConfig
 from .layer import Forward, HeadForward, LayerForward, NormForward
-from .models import causal_lm, why_not, why_not_linear
+from .models import causal_lm, sizes, why_not, why_not_linear
 from .session import Session
 from .status import GRADIENTS, STOCK, status
 
@@ -23,7 +22,7 @@ def accelerate(model: Any, *, backend: str, strict: bool) -> Any:
         raise GraniteError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
     lm = causal_lm(model)
     restore(lm)
-    session = Session(backend, _sizes(lm))
+    session = Session(backend, sizes(lm))
     session.kit(lm.model.norm.weight)  # raises where an explicit backend can't be honoured
     for module, kind in _targets(lm):
         module.__dict__["forward"] = kind(module, session)
@@ -62,9 +61,3 @@ def _targets(lm: Any) -> Iterator[tuple[nn.Module, type[Forward]]]:
         yield lm.model.norm, NormForward
     if why_not_linear(lm.lm_head) is None:
         yield lm.lm_head, HeadForward
-
-
-def _sizes(lm: Any) -> GraniteConfig:
-    """The model's sizes; what only transformers' own code reads, biases and scaled rotations, is left out."""
-    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "attention_bias": False, "mlp_bias": False}
-    return GraniteConfig.from_dict(lm.config.to_dict() | plain, source=f"the configuration of this {type(lm).__name__}")

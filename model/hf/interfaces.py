@@ -17,13 +17,14 @@ from transformers.masking_utils import sdpa_mask
 from .engine import expert_matrix
 from .layer import PACKED, attend, why_not_experts
 from .session import Session
+from .status import NAME
 
-NAME = "granite_kernels"
 EXPERTS_ELSE = "grouped_mm"  # transformers' default
 OTHER_EXPERTS = ("has_bias", "is_transposed", "has_post_expert_norm")
 
 
 def register() -> None:
+    """Enter our functions; `status` knows the name, too."""
     AttentionInterface.register(NAME, Attention())
     AttentionMaskInterface.register(NAME, sdpa_mask)
     ExpertsInterface.register(NAME, Experts())

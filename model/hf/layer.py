@@ -21,7 +21,7 @@ from .models import activation_is_silu, moe_of, shared_of, why_not, why_not_line
 from .session import Kit, Session
 from .window import Window
 
-PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # several sequences in one row: no kernel of ours
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "cache")  # several sequences in one row, or in the pages of one cache
 
 
 class Forward:
@@ -109,7 +109,7 @@ class LayerForward(Forward):
         if hidden_states.dtype != layer.input_layernorm.weight.dtype or not self.runs(hidden_states):
             return self.stock(hidden_states, **passed)
         if any(others.get(name) is not None for name in PACKED):
-            self.session.note("a row that packs several sequences needs transformers' attention")
+            self.session.note("a row that packs several sequences (continuous batching, training) needs transformers' attention")
             return self.stock(hidden_states, **passed)
         kit, scale = self.session.kit(hidden_states), float(getattr(layer, "residual_multiplier", 1.0))
         x = self._attention(hidden_states, kit, scale, passed)

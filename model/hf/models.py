@@ -10,6 +10,8 @@ from transformers.utils import output_capturing
 
 from granite_kernels.errors import GraniteError
 
+from ..config import GraniteConfig
+
 SUPPORTED = ("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "LlamaForCausalLM")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -116,3 +118,9 @@ def why_not_shared(lm: Any) -> str | None:
         if len(kinds) != 1:
             return f"the weights are of {', '.join(sorted(map(str, kinds)))}: one {what} is needed, as model.to gives"
     return None
+
+
+def sizes(lm: Any) -> GraniteConfig:
+    """The model's sizes; what only transformers' own code reads, biases and scaled rotations, is left out."""
+    plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "attention_bias": False, "mlp_bias": False}
+    return GraniteConfig.from_dict(lm.config.to_dict() | plain, source=f"the configuration of this {type(lm).__name__}")

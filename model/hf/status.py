@@ -9,13 +9,14 @@ from torch import nn
 
 from ..loading import Table
 from .layer import Forward, why_not_experts
-from .models import activation_is_silu, causal_lm, moe_of, shared_of, why_not, why_not_linear
+from .models import activation_is_silu, causal_lm, moe_of, shared_of, sizes, why_not, why_not_linear
 from .session import STEPS, Session
 
 STOCK = "transformers"
+NAME = "granite_kernels"  # of our functions in transformers' tables of implementations
 GRADIENTS = "(training, gradients)"
 UNTOUCHED = "accelerate was not called, or restore was"
-Reasons = dict[str, str | None]
+EXPERTS = ("experts_gate_up_swiglu", "experts_down_add")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Rows:
         whole = next((f"{name}: {reason}" for name, reason in parts.items() if reason is not None), None)
         rows = [self._norm("post_attention_layernorm", norm, "norm_route" if whole is None else "rms_norm")]
         rows.append(self.row("block_sparse_moe.router", "norm_route", whole))
-        rows += [self.row("block_sparse_moe.experts", role, whole) for role in ("experts_gate_up_swiglu", "experts_down_add")]
+        rows += [self.row("block_sparse_moe.experts", role, whole) for role in EXPERTS]
         if shared is not None:
             reasons = (whole, why_not(shared), *map(why_not_linear, (shared.input_linear, shared.output_linear)))
             reason = next((reason for reason in reasons if reason is not None), None)
@@ -104,7 +105,7 @@ def status(model: Any) -> Table[Row]:
     layers = list(lm.model.layers)
     sessions = [forward.session for module in lm.modules() if isinstance(forward := module.__dict__.get("forward"), Forward)]
     if not sessions:
-        return Table([Row("model", STOCK, False, UNTOUCHED)])
+        return Table([*_by_name(lm), Row("model", STOCK, False, UNTOUCHED)])
     maker = Rows(sessions[0], lm.model.norm.weight)
     rows = _grouped([_of_layer(maker, layer) for layer in layers])
     for name, module, role in (("model.norm", lm.model.norm, "rms_norm"), ("lm_head", lm.lm_head, "linear")):
@@ -114,6 +115,17 @@ def status(model: Any) -> Table[Row]:
     return Table(
         [*rows, Row(GRADIENTS, STOCK, False, "kernels have no backward: the stock forward runs where a gradient may be asked for")]
     )
+
+
+def _by_name(lm: Any) -> list[Row]:
+    """What runs because the model was loaded with our implementations by name."""
+    maker, rows = Rows(Session("auto", sizes(lm)), lm.model.norm.weight), []
+    if lm.config._attn_implementation == NAME:
+        rows.append(maker.row("model.layers.*.self_attn", "attention"))
+    if lm.config._experts_implementation == NAME and moe_of(lm.model.layers[0]) is not None:
+        reason = why_not_experts(moe_of(lm.model.layers[0]).experts)
+        rows += [maker.row("model.layers.*.block_sparse_moe.experts", role, reason) for role in EXPERTS]
+    return rows
 
 
 def _ours(module: nn.Module) -> bool:
