@@ -53,8 +53,9 @@ class Loader:
         return out
 
     def part(self, name: str) -> Part:
-        """The tensor packed, where it is to be quantized."""
-        return pack(self.stored(name), self.formats.get(name), self.dtype, self.device)
+        """The tensor as the checkpoint packs it, which only reading it tells for sure, or else quantized as `formats` says."""
+        format = None if self.checkpoint.tensors[name].packed else self.formats.get(name)
+        return pack(self.stored(name), format, self.dtype, self.device)
 
     def weight(self, *names: str) -> Weight:
         """The named tensors' rows, in that order: one dense matrix, or packed parts."""

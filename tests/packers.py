@@ -53,19 +53,21 @@ def pack_quantized(
     zero: bool = False,
     order: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    scale: float | None = None,
     seed: int = 0,
 ) -> Module:
-    """compressed-tensors "pack-quantized": signed codes stored with 2^(bits - 1) added."""
+    """compressed-tensors "pack-quantized": signed codes stored with 2^(bits - 1) added. `scale`: one float32 for all groups."""
     groups, middle = columns // (group or columns), 1 << bits - 1
-    codes, scale = numbers(-middle, middle - 1, rows, columns, seed=seed), scales(rows, groups, dtype, seed)
+    codes = numbers(-middle, middle - 1, rows, columns, seed=seed)
+    steps = scales(rows, groups, dtype, seed) if scale is None else torch.full((rows, groups), scale)
     points = numbers(-middle, middle - 1, rows, groups, seed=seed + 1)
     index = np.random.default_rng(seed).permutation(columns) // (columns // groups) if order else np.arange(columns) // (columns // groups)
-    tensors = {"weight_packed": words(codes + middle, bits), "weight_scale": scale, "weight_shape": torch.tensor([rows, columns])}
+    tensors = {"weight_packed": words(codes + middle, bits), "weight_scale": steps, "weight_shape": torch.tensor([rows, columns])}
     if zero:
         tensors["weight_zero_point"] = words((points + middle).T, bits).T.contiguous()
     if order:
         tensors["weight_g_idx"] = torch.from_numpy(index.astype(np.int32))
-    return tensors, meaning(codes, points if zero else 0, scale, index)
+    return tensors, meaning(codes, points if zero else 0, steps, index)
 
 
 def int_quantized(rows: int, columns: int, *, group: int | None = None, zero: bool = False, tensor: bool = False, seed: int = 0) -> Module:

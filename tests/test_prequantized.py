@@ -13,10 +13,12 @@ import pytest
 import torch
 from granite_kernels.model.checkpoint import open_checkpoint
 from granite_kernels.model.packing import values
+from granite_kernels.model.weights import Loader
 from safetensors.torch import load_file, save_file
 
 from granite_kernels import GraniteForCausalLM
 from granite_kernels.errors import GraniteError
+from granite_kernels.weight import dense_matrix
 from tests import packers, tiny
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -104,6 +106,25 @@ def test_a_model_of_packed_weights_is_that_of_their_values(tmp_path: Path) -> No
     ids = tiny.prompts(2, 7)
     found, wanted = (GraniteForCausalLM.from_pretrained(folder, device="cpu")(ids).logits for folder in (packed, dense))
     assert tiny.spread_error(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "settings", "told", "format"),
+    [
+        (packers.gptq, {}, gptq(sym=False), "int4_g64_zero", "int4_g64"),  # the zero points are all in the middle
+        (packers.pack_quantized, {"bits": 8, "scale": 1 + 2**-20}, compressed(bits=8), "q8_0", "dense"),  # no float16
+    ],
+)
+def test_what_reading_shows_counts_where_weights_stay_packed(
+    make: Callable[..., packers.Module], options: dict[str, Any], settings: dict[str, Any], told: str, format: str, tmp_path: Path
+) -> None:
+    folder, expected = packers.folder(tmp_path, make, settings, **options)
+    with open_checkpoint(folder) as checkpoint, warnings.catch_warnings(action="ignore"):
+        assert checkpoint.tensors[GATE].format == told
+        packed = {name: info.format for name, info in checkpoint.tensors.items() if info.packed}
+        weight = Loader(checkpoint, torch.float32, torch.device("cpu"), formats=packed).weight(GATE)
+    assert weight.formats == (format,)
+    assert torch.equal(dense_matrix(weight.parts[0], torch.float32), expected[GATE])
 
 
 def test_activations_stay_and_it_is_said(tmp_path: Path) -> None:
