@@ -142,16 +142,21 @@ def activations(config: GraniteConfig) -> torch.dtype:
 
 
 def _workspace(config: GraniteConfig, weights: Footprint, batch: int, context: int, arch: int) -> int:
-    tokens = batch * min(context, CHUNK["cuda"])
-    attended = config.num_attention_heads * config.head_dim
-    inner = config.intermediate_size * max(config.num_experts_per_tok, 1) + config.shared_intermediate_size
-    # alive at once, in 16 bits: the stream, q, what attention gave, and gate | up beside their product
-    activations = 2 * tokens * (config.hidden_size + 2 * attended + 3 * inner)
     rotary = 2 * round_up(context, ROTARY_ROWS) * config.head_dim
     step = batch * (config.vocab_size * (2 + 1) + round_up(context) * (8 + 4))  # logits, seen; tokens and uniforms
     library = LIBRARY.get(arch, LIBRARY_ELSEWHERE)
+    return activation_bytes(config, weights, batch * min(context, CHUNK["cuda"])) + rotary + step + library + _scratch(config)
+
+
+def activation_bytes(config: GraniteConfig, weights: Footprint, tokens: int) -> int:
+    """The most that a pass of `tokens` tokens through the layers holds at once, in 16 bits."""
+    attended = config.num_attention_heads * config.head_dim
+    inner = config.intermediate_size * max(config.num_experts_per_tok, 1) + config.shared_intermediate_size
+    held = config.hidden_size + 2 * attended + inner  # the stream, q, what attention gave, the inner values of the layer before
     decoded = weights.largest if tokens > DECODE_TOKENS else 0
-    return activations + rotary + step + library + decoded + _scratch(config)
+    product = 2 * tokens * (held + config.hidden_size + 2 * inner) + decoded  # and the normed stream, gate | up
+    gated = 2 * tokens * (held + 3 * inner)  # and gate | up, the inner values
+    return max(product, gated)
 
 
 @functools.cache

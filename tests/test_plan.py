@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,23 @@ from granite_kernels.bench import evidence
 from granite_kernels.bench.gpus import GPUS, find
 from granite_kernels.bench.harness import OURS
 from granite_kernels.bench.offline.cards import CARDS
-from granite_kernels.bench.plan import bound, fits, footprint, footprints, largest_context, need
+from granite_kernels.bench.plan import activation_bytes, bound, fits, footprint, footprints, largest_context, need
+from granite_kernels.model import granite
+from granite_kernels.model.cache import Cache
 from granite_kernels.model.checkpoint.layout import expected_tensors
 from granite_kernels.model.cli import cli
 from granite_kernels.model.config import GraniteConfig
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from granite_kernels import GraniteForCausalLM
 from granite_kernels.errors import GraniteError
 from granite_kernels.formats import get
-from granite_kernels.formats.mix import DENSE, QUANTIZATIONS, format_of
+from granite_kernels.formats.mix import QUANTIZATIONS
+from granite_kernels.ops import choose
+from granite_kernels.weight import DENSE, Part, Weight
+from granite_kernels.workspace import Workspace
 from tests import tiny
 
 # GB of the tensors in files of llama.cpp's quantizer; the pages of the models print their first three digits
@@ -62,16 +73,77 @@ def test_the_prediction_is_the_storage_of_a_model_that_was_built(kind: str, dtyp
     assert found.bits_per_weight == pytest.approx(model.memory().bits_per_weight)
 
 
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made within it held at once; storages that were there before don't count."""
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.holders = Counter(tensor.untyped_storage()._cdata for tensor in before)
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = op(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if not self.holders[key]:
+                self.live += size
+                self.peak = max(self.peak, self.live)
+            self.holders[key] += 1
+            weakref.finalize(tensor, self._let_go, key, size)
+        return out
+
+    def _let_go(self, key: int, size: int) -> None:
+        self.holders[key] -= 1
+        if not self.holders[key]:
+            self.live -= size
+
+
+def weights_of(config: GraniteConfig, format: str, dtype: torch.dtype) -> granite.Weights:
+    """Weights in `format` with nothing in them, to be made under a FakeTensorMode."""
+
+    def matrix(rows: int, columns: int) -> Weight:
+        layout = [((rows, columns), dtype)] if format == DENSE else get(format).layout((rows, columns))
+        return Weight(Part(format, tuple(torch.empty(shape, dtype=kind) for shape, kind in layout), (rows, columns)))
+
+    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
+    attended, norm = config.num_attention_heads * head_dim, torch.empty(hidden, dtype=dtype)
+    qkv = attended + 2 * config.num_key_value_heads * head_dim
+    layers = [
+        granite.Layer(norm, matrix(qkv, hidden), matrix(hidden, attended), norm, matrix(2 * inner, hidden), matrix(hidden, inner))
+        for _ in range(config.num_hidden_layers)
+    ]
+    embed = matrix(config.vocab_size, hidden)
+    return granite.Weights(embed, layers, norm, embed)
+
+
+@pytest.mark.parametrize(
+    ("preset", "quantization", "batch", "tokens"),
+    [("3.1-2b", None, 1, 2048), ("3.1-8b", None, 4, 1000), ("3.1-2b", "q8_0", 1, 2048)],
+)
+def test_the_activations_of_a_prompt_on_the_kernels_are_those_predicted(
+    preset: str, quantization: str | None, batch: int, tokens: int
+) -> None:
+    config, dtype, cpu = dataclasses.replace(GraniteConfig.preset(preset), num_hidden_layers=3), torch.bfloat16, torch.device("cpu")
+    with FakeTensorMode():  # nothing is allocated and nothing computed: real sizes cost nothing
+        weights = weights_of(config, quantization or DENSE, dtype)
+        cache = Cache.allocate(config, batch, tokens, dtype=dtype, device=cpu)
+        ids = torch.zeros(batch, tokens, dtype=torch.int64)
+        inputs = granite.Inputs(ids, ids.int(), torch.empty(tokens, config.head_dim, dtype=dtype))
+        ops = choose("triton", cpu, dtype, workspace=Workspace.allocate(1 << 10, 1 << 20, "cpu"))
+        there = (*weights.parameters(), *weights.buffers(), cache.k, cache.v, cache.lengths, cache.starts, inputs.rotary)
+        with torch.no_grad(), Peak((*there, ids, inputs.positions)) as peak:
+            granite.forward(config, weights, inputs, cache, ops)
+    assert activation_bytes(config, footprint(config, quantization), batch * tokens) == pytest.approx(peak.peak, rel=0.01)
+
+
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_the_prediction_is_the_storage_of_quantized_matrices(quantization: str) -> None:
-    config = dataclasses.replace(TWO, hidden_size=512, intermediate_size=1024, num_hidden_layers=3, vocab_size=1003, num_attention_heads=8)
-    stored = 0
-    for name, expected in expected_tensors(config).items():
-        format = format_of(quantization, name, expected.shape[-1], layers=3, tied=True)
-        values = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
-        planes = (values.bfloat16(),) if format == DENSE else get(format).quantize(values)
-        stored += sum(plane.numel() * plane.element_size() for plane in planes)
-    assert footprint(config, quantization).weights == stored
+def test_the_prediction_is_the_storage_of_a_model_that_was_quantized(quantization: str) -> None:
+    sizes = dict(hidden_size=512, intermediate_size=1024, num_hidden_layers=3, vocab_size=1003, num_attention_heads=8)
+    model = GraniteForCausalLM.from_config(dataclasses.replace(TWO, **sizes), quantization=quantization, device="cpu")
+    found = footprint(model.config, quantization)
+    assert found.weights == model.memory().weights
+    assert found.bits_per_weight == pytest.approx(model.memory().bits_per_weight)
 
 
 def test_the_smallest_comes_first_and_a_packed_checkpoint_stands_as_stored() -> None:
