@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 HERE = "here"
 NOTE = (
     "GB are 10^9 bytes. file: what a GGUF of that type takes; weights: as they lie in memory. A card's cell: the most tokens/s that its "
-    "bandwidth allows at this context and batch (measured ones in brackets), and the longest context that fits; - where nothing fits."
+    "bandwidth allows at this context and batch (measured ones in brackets), and the longest context that fits; - where nothing fits. "
+    "quality: where it was measured, on which model, against its own weights in 16 bits (`bench quality`)."
 )
 GIVEN = "GB are 10^9 bytes; tokens/s at most: bandwidth over the bytes that a step reads, arithmetic and not a measurement."
 

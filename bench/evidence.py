@@ -18,6 +18,7 @@ from .rows import OK, Row
 
 RESULTS = Path(__file__).parent / "results"
 GENERATION = "tg128"
+MODELS = {"demo": "SmolLM2-135M"}
 DENSE = {"bfloat16": "F16", "float16": "F16", "float32": "F32"}
 
 
@@ -38,9 +39,11 @@ def speeds(config: GraniteConfig, folder: Path = RESULTS) -> dict[tuple[str, str
 
 
 def quality(folder: Path = RESULTS) -> dict[str, str]:
-    """Format -> what was measured of it, in a few words, with the model that it was measured on."""
+    """Format -> what was measured of it, in a few words, with the model that it was measured on and the bits that it took there."""
     return {
-        _label(row["format"]): f"KL {row['kl']:.2g}, top-1 {row['top1']:.1%} ({row['model']})"
+        _label(
+            row["format"]
+        ): f"KL {row['kl']:.2g}, top-1 {row['top1']:.1%} ({MODELS.get(row['model'], row['model'])}, {row['bits_per_weight']:.2f} bits)"
         for _, rows in _reports(folder)
         for row in rows
         if row["kind"] == "quality"

@@ -29,7 +29,7 @@ from granite_kernels.model.room import MARGIN
 
 from granite_kernels.formats import GGUF_NAMES, get, get_gguf
 from granite_kernels.formats.mix import DENSE, QUANTIZATIONS, format_of
-from granite_kernels.launch import DECODE_TOKENS
+from granite_kernels.linear.regimes import DECODE_ONCE
 
 from .gpus import Gpu
 
@@ -153,7 +153,7 @@ def activation_bytes(config: GraniteConfig, weights: Footprint, tokens: int) -> 
     attended = config.num_attention_heads * config.head_dim
     inner = config.intermediate_size * max(config.num_experts_per_tok, 1) + config.shared_intermediate_size
     held = config.hidden_size + 2 * attended + inner  # the stream, q, what attention gave, the inner values of the layer before
-    decoded = weights.largest if tokens > DECODE_TOKENS else 0
+    decoded = weights.largest if tokens >= DECODE_ONCE else 0
     product = 2 * tokens * (held + config.hidden_size + 2 * inner) + decoded  # and the normed stream, gate | up
     gated = 2 * tokens * (held + 3 * inner)  # and gate | up, the inner values
     return max(product, gated)

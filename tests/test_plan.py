@@ -225,11 +225,11 @@ def test_measurements_are_quoted_where_they_are_of_this_model(tmp_path: Path) ->
         {**row, "model": "random:3.1-2b", "format": "bfloat16", "tokens_per_second": 90.0, "implementation": "transformers"},
     ]
     (tmp_path / "h100.json").write_text(json.dumps({"header": {"device": "NVIDIA H100 80GB HBM3"}, "rows": speeds}))
-    judged = {"kind": "quality", "model": "SmolLM2", "format": "q8_0", "perplexity": 9.0, "kl": 0.00123, "top1": 0.991}
+    judged = {"kind": "quality", "model": "SmolLM2", "format": "q8_0", "bits_per_weight": 8.5, "kl": 0.00123, "top1": 0.991}
     (tmp_path / "quality.json").write_text(json.dumps({"header": {}, "rows": [judged]}))
     (tmp_path / "offline.json").write_text("[]")
     assert evidence.speeds(TWO, tmp_path) == {("H100 SXM", "F16", 1): 480.0}
-    assert evidence.quality(tmp_path) == {"Q8_0": "KL 0.0012, top-1 99.1% (SmolLM2)"}
+    assert evidence.quality(tmp_path) == {"Q8_0": "KL 0.0012, top-1 99.1% (SmolLM2, 8.50 bits)"}
 
 
 def run(*arguments: str) -> Any:
