@@ -33,6 +33,29 @@ def first_rows(block, half, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def row_of(pair, second, half, rows):
+    """The first or, where `second` is 1, the second row of a pair; past the end it is the last row."""
+    return tl.minimum((pair // half) * (2 * half) + pair % half + second * half, rows - 1)
+
+
+@triton.jit
+def sum_rows(first, half, rows, GROUPS: tl.constexpr):
+    """Rows of the sums, a tuple of int64 [16], one a group: pairs begin at `first`."""
+    index = tl.arange(0, 16)
+    a = row_of(first + index % 8, index // 8, half, rows).to(tl.int64)
+    if GROUPS == 1:
+        return (a,)
+    else:
+        b = row_of(first + 8 + index % 8, index // 8, half, rows).to(tl.int64)
+        if GROUPS == 2:
+            return a, b
+        else:
+            c = row_of(first + 16 + index % 8, index // 8, half, rows).to(tl.int64)
+            d = row_of(first + 24 + index % 8, index // 8, half, rows).to(tl.int64)
+            return a, b, c, d
+
+
+@triton.jit
 def row_pointers(planes, ends, row, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
     """Where rows `row` (int64, any shape) of a dense weight begin; part i of PARTS holds the rows below ends[i]."""
     pointers = planes[0] + row * COLUMNS
@@ -51,15 +74,14 @@ def prefetch(pointers):
 
 @triton.jit
 def step_dense(
-    acc, products, planes, x_row, norm_ptr, weight_row, inverse, begin,
+    acc, products, x_row, norm_ptr, weight_row, inverse, first,
     COLUMNS: tl.constexpr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, WARPS: tl.constexpr, UNROLL: tl.constexpr,
     KWIDTH: tl.constexpr, NORM: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """UNROLL * 32 columns from `begin` int32 [WARPS]."""
-    lane = tl.arange(0, 4)[None, None, None, :, None]
+    """UNROLL * 32 columns; `first` int32 [1, WARPS, 1, t, 1], a lane's first eight."""
     e = tl.arange(0, 8)[None, None, None, None, :]
     for step in tl.static_range(UNROLL):
-        at = begin[None, :, None, None, None] + step * 32 + lane * 8 + e
+        at = first + step * 32 + e
         if EVEN:
             weight = tl.load(weight_row + at, eviction_policy="evict_first")
         else:
@@ -97,60 +119,58 @@ def product(
     """This program's share of the product, float32 [16 GROUPS, TOKENS], rows ordered [group, first | second, 8]; and of each
     token's sum of squares, float32 [TOKENS], where NORM is 1.
     """
-    BYTES: tl.constexpr = FORMAT == "q8_0" or FORMAT == "int8" or FORMAT == "fp8"
     DENSE: tl.constexpr = FORMAT == "dense"
-    SPAN: tl.constexpr = UNROLL * 32 if DENSE or BYTES else UNROLL * 128
-    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    BYTES: tl.constexpr = FORMAT == "q8_0" or FORMAT == "int8" or FORMAT == "fp8"
+    TWO_BITS: tl.constexpr = FORMAT == "q2_k" or FORMAT == "q3_k"
+    LENGTH: tl.constexpr = COLUMNS if DENSE or BYTES else COLUMNS // 32 * (2 if TWO_BITS else 4)  # of a row of the first plane
+    SPAN: tl.constexpr = UNROLL * (32 if DENSE or BYTES else 128)
     CHUNK: tl.constexpr = (COLUMNS + SPLITS * WARPS * SPAN - 1) // (SPLITS * WARPS * SPAN) * SPAN  # of one warp
     EVEN: tl.constexpr = COLUMNS == CHUNK * SPLITS * WARPS
-    rep = tl.arange(0, 2 * GROUPS)[:, None, None, None]
-    g = tl.arange(0, 8)[None, None, :, None]
-    pair = block * (GROUPS * 8) + (rep // 2) * 8 + g
-    row = tl.minimum((pair // half) * (2 * half) + pair % half + (rep % 2) * half, rows - 1).to(tl.int64)
-    index = tl.arange(0, 16 * GROUPS)
-    pair = block * (GROUPS * 8) + index // 16 * 8 + index % 8
-    acc_row = tl.minimum((pair // half) * (2 * half) + pair % half + (index // 8 % 2) * half, rows - 1).to(tl.int64)
-    first = (split * WARPS + tl.arange(0, WARPS)) * CHUNK
-    if DENSE:
-        weight_row = row_pointers(planes, ends, row, COLUMNS, PARTS)[:, :, :, :, None]
-    else:
-        weight_row = planes[0] + row * (COLUMNS if BYTES else COLUMNS // 32 * (2 if FORMAT == "q2_k" or FORMAT == "q3_k" else 4))
+    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    rep = tl.arange(0, 2 * GROUPS)[:, None, None, None, None]
+    warp = tl.arange(0, WARPS)[None, :, None, None, None]
+    g = tl.arange(0, 8)[None, None, :, None, None]
+    lane = tl.arange(0, 4)[None, None, None, :, None]
+    row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64)
+    weight_row = row_pointers(planes, ends, row, COLUMNS, PARTS) if DENSE else planes[0] + row * LENGTH
+    first = (split * WARPS + warp) * CHUNK + lane * 8
     if PDL:
         gdc_launch_dependents()
-        line = tl.arange(0, 4)[None, None, None, :, None] * 128  # bytes
-        if DENSE:
-            prefetch(weight_row + tl.minimum(first[None, :, None, None, None] + line // 2, COLUMNS - 1))
-        elif BYTES:
-            prefetch(weight_row[:, :, :, :, None] + tl.minimum(first[None, :, None, None, None] + line, COLUMNS - 1))
-        else:
-            WORDS: tl.constexpr = 2 if FORMAT == "q2_k" or FORMAT == "q3_k" else 4
-            word = first[None, :, None, None, None] // 32 * WORDS + line // 4
-            prefetch(weight_row[:, :, :, :, None] + tl.minimum(word, COLUMNS // 32 * WORDS - 1))
+        LINE: tl.constexpr = 128 // (weight_row.dtype.element_ty.primitive_bitwidth // 8)
+        prefetch(weight_row + tl.minimum((split * WARPS + warp) * (CHUNK * LENGTH // COLUMNS) + lane * LINE, LENGTH - 1))
         gdc_wait()
     inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, ONE) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
-    token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None] * 8 + g, tokens - 1)
-    x_row = x_ptr + (token.to(tl.int64) * COLUMNS)[:, :, :, :, None]
+    token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
+    x_row = x_ptr + token.to(tl.int64) * COLUMNS
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
     products = tl.zeros((WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
+    # the same places for what belongs to whole units: lanes [rep, WARPS, g, t], and the sums' rows
+    rep, g = tl.arange(0, 2 * GROUPS)[:, None, None, None], tl.arange(0, 8)[None, None, :, None]
+    unit_row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64)
+    first_unit = (split * WARPS + tl.arange(0, WARPS)[None, :, None, None]) * (CHUNK // 32) + tl.arange(0, 4)[None, None, None, :]
+    sum_row = sum_rows(block * (GROUPS * 8), half, rows, GROUPS)
+    begin = (split * WARPS + tl.arange(0, WARPS)[:, None]) * CHUNK
     for trip in tl.range(0, CHUNK, SPAN, num_stages=1):
         if DENSE:
             acc, products = step_dense(
-                acc, products, planes, x_row, norm_ptr, weight_row, inverse, first + trip,
+                acc, products, x_row, norm_ptr, weight_row, inverse, first + trip,
                 COLUMNS, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
             )  # fmt: skip
         elif BYTES:
             acc, products = step_bytes(
-                acc, products, planes, x_row, norm_ptr, row, acc_row, first + trip,
+                acc, products, planes, x_row, norm_ptr, weight_row, sum_row, first + trip, begin + trip,
                 COLUMNS, FORMAT, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
             )  # fmt: skip
         else:
             acc, products = step_units(
-                acc, products, planes, x_row, norm_ptr, row, acc_row, first + trip,
+                acc, products, planes, x_row, norm_ptr, unit_row, sum_row, first_unit + trip // 32, begin + trip,
                 COLUMNS, FORMAT, UNROLL, GROUPS, TOKENS, WARPS, KWIDTH, NORM, EVEN,
             )  # fmt: skip
     y = tl.sum(acc, 0)
     if FORMAT == "int8" or FORMAT == "fp8":
-        y *= tl.load(planes[1] + acc_row, eviction_policy="evict_first")[:, None]
+        index = tl.arange(0, 16 * GROUPS)
+        row = row_of(block * (GROUPS * 8) + index // 16 * 8 + index % 8, index // 8 % 2, half, rows)
+        y *= tl.load(planes[1] + row, eviction_policy="evict_first")[:, None]
     own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
     return y, tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
 

@@ -254,13 +254,32 @@ def eight(low, high, scale, offset, J: tl.constexpr, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def super_scales(planes, row, block, inside, COLUMNS: tl.constexpr, FORMAT: tl.constexpr, EVEN: tl.constexpr):
+def load_groups(plane, rows, index, inside, LENGTH: tl.constexpr, EVEN: tl.constexpr, GROUPS: tl.constexpr):
+    """As load_unit, for the rows of the sums: index [WARPS, 1] -> [WARPS, 16 GROUPS].
+
+    In pieces of 16 rows: a load of fewer values than there are threads is done by whom the sums belong to, a larger one by others.
+    """
+    a = load_unit(plane, rows[0][None, :], index, inside, LENGTH, EVEN)
+    if GROUPS == 1:
+        return a
+    else:
+        b = load_unit(plane, rows[1][None, :], index, inside, LENGTH, EVEN)
+        if GROUPS == 2:
+            return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (a.shape[0], 32))
+        else:
+            c = load_unit(plane, rows[2][None, :], index, inside, LENGTH, EVEN)
+            d = load_unit(plane, rows[3][None, :], index, inside, LENGTH, EVEN)
+            return tl.reshape(tl.permute(tl.join(tl.join(a, c), tl.join(b, d)), (0, 2, 3, 1)), (a.shape[0], 64))
+
+
+@triton.jit
+def super_scales(planes, rows, block, inside, COLUMNS: tl.constexpr, FORMAT: tl.constexpr, EVEN: tl.constexpr, GROUPS: tl.constexpr):
     """(D, E) float32 of 256 columns, `block` of its row."""
     LENGTH: tl.constexpr = COLUMNS // 256
     if FORMAT == "q6_k":
-        return load_unit(planes[3], row, block, inside, LENGTH, EVEN).to(tl.float32), 0.0
+        return load_groups(planes[3], rows, block, inside, LENGTH, EVEN, GROUPS).to(tl.float32), 0.0
     elif FORMAT == "q3_k":
-        return load_unit(planes[4], row, block, inside, LENGTH, EVEN).to(tl.float32), 0.0
+        return load_groups(planes[4], rows, block, inside, LENGTH, EVEN, GROUPS).to(tl.float32), 0.0
     else:
-        word = load_unit(planes[3 if FORMAT == "q5_k" else 2], row, block, inside, LENGTH, EVEN)
+        word = load_groups(planes[3 if FORMAT == "q5_k" else 2], rows, block, inside, LENGTH, EVEN, GROUPS)
         return half_low(word), half_high(word)
