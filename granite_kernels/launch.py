@@ -42,23 +42,25 @@ def roomy(target: Target) -> bool:
 # ------------------------------------------------------------------ matrices at 1 to 16 tokens
 
 
+EIGHT_BITS = ("q8_0", "int8", "fp8")  # formats of a byte a weight
+SUPER_BLOCKS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")  # formats whose scales are themselves scaled by 256 columns
+
+
 @dataclasses.dataclass(frozen=True)
 class MatrixLaunch:
-    """Shape of a skinny product: a program owns 16 * groups rows, `warps` and `splits` programs share k, `unroll` steps at a time."""
+    """Shape of a skinny product: a program owns 16 * groups rows, `warps` and `splits` programs share k."""
 
     groups: int
     warps: int
     splits: int
-    unroll: int
     tokens: int  # 8 or 16: columns of the tensor-core product
 
     def blocks(self, rows: int, half: int) -> int:
         pairs = -(-rows // (2 * half)) * half
         return -(-pairs // (8 * self.groups))
 
-    def workspace(self, rows: int, half: int) -> tuple[int, int]:
-        """(tickets, partial sums) that the launch needs."""
-        blocks = self.blocks(rows, half)
+    def workspace(self, blocks: int) -> tuple[int, int]:
+        """(tickets, partial sums) that a launch of so many row blocks needs."""
         return (blocks, blocks * self.splits * (16 * self.groups + 1) * self.tokens) if self.splits > 1 else (0, 0)
 
 
@@ -69,7 +71,7 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
     that costs in programs comes back by sharing k between two or four. The order of the sums follows from the shape alone, so a
     row of a batch has the same bits in any batch of 2 to 8 tokens, and in any of 9 to 16.
     """
-    if format not in ("dense", "q8_0", "int8", "fp8"):
+    if format != "dense":
         return _packed_launch(rows, columns, tokens, target, format)
     units = columns // 32
     if tokens == 1:
@@ -84,21 +86,29 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
         splits //= 2
     wanted = 8 if columns >= 8192 else 4
     warps = next((n for n in (wanted, 4, 2) if units % (n * splits) == 0 and units >= 4 * n * splits), 4 if units >= 16 else 1)
-    unroll = next((n for n in (4, 2) if units % (warps * splits * n) == 0), 1)
-    return MatrixLaunch(groups, warps, splits, unroll, 8 if tokens <= 8 else 16)
+    return MatrixLaunch(groups, warps, splits, 8 if tokens <= 8 else 16)
 
 
 def _packed_launch(rows: int, columns: int, tokens: int, target: Target, format: str) -> MatrixLaunch:
     """A step is 128 columns, or a k-quant's 256; as above otherwise."""
-    unroll = 2 if format.endswith("_k") else 1
-    steps = max(columns // (128 * unroll), 1)
+    steps = max(columns // (256 if format in SUPER_BLOCKS else 128), 1)
     groups, fill = (2 if tokens <= 8 else 4), (1.1 if tokens <= 8 else 0.7)
     blocks = -(-rows // (16 * groups))
     splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
     while splits > 1 and steps % splits:
         splits //= 2
     warps = next((n for n in (8, 4, 2) if steps % (n * splits) == 0 and n * splits <= steps), 4 if steps >= 8 * splits else 1)
-    return MatrixLaunch(groups, warps, splits, unroll, 8 if tokens <= 8 else 16)
+    return MatrixLaunch(groups, warps, splits, 8 if tokens <= 8 else 16)
+
+
+def matrix_unroll(columns: int, shares: int, format: str) -> int:
+    """Steps that a loop takes at a time where `shares` warps share k: of 32 columns, of 64 bytes, or of 128 codes."""
+    if format in SUPER_BLOCKS:
+        return 2
+    if format not in ("dense", *EIGHT_BITS):
+        return 1
+    steps = columns // (32 if format == "dense" else 64)
+    return next((n for n in (4, 2) if steps % (shares * n) == 0), 1)
 
 
 # ------------------------------------------------------------------ packed rows to dense ones
@@ -141,6 +151,11 @@ class TiledLaunch:
         """(tickets, partial sums) that the launch needs."""
         tiles = self.tiles(rows, tokens)
         return (tiles, tiles * self.splits * self.block_m * self.block_n) if self.splits > 1 else (0, 0)
+
+
+def roomy(target: Target) -> bool:
+    """Whether a program may take more than 99 KiB of shared memory: the data-centre parts."""
+    return target.arch in (80, 90, 100, 103)
 
 
 def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledLaunch:

@@ -133,7 +133,7 @@ class GraniteForCausalLM(nn.Module):
             return None
         from .scratch import workspace_size  # brings triton
 
-        return Workspace.allocate(*workspace_size(self.config, self.weights.norm), self.device)
+        return Workspace.allocate(*workspace_size(self.config, self.weights.norm, self.weights), self.device)
 
     def _engine(self, context: int) -> generation.Engine:
         if self._rotary.shape[0] < context:

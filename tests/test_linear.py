@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.kernels import linear as kernels
-from granite_kernels.launch import INTERPRETED, MatrixLaunch, matrix_launch
-from granite_kernels.linear import operations
+from granite_kernels.launch import INTERPRETED, MatrixLaunch, matrix_launch, matrix_unroll
+from granite_kernels.linear import launches, operations
+from granite_kernels.linear.launches import GATE_UP, NEIGHBOURS, blocks_of
 from granite_kernels.reference import linear as reference
 from granite_kernels.reference.rope import rotary_table
 from granite_kernels.testing import assert_accurate
@@ -43,12 +46,14 @@ class Call:
 
     def on(self, module: object, dtype: torch.dtype | None = None, workspace: Workspace | None = None) -> list[Tensor]:
         values = {n: t.to(dtype) if dtype is not None and t.is_floating_point() else t for n, t in self.tensors.items()}
-        matrix = values.pop("weight")
+        weight = self.weight(values.pop("weight"))
         caches = {name: values[name].clone() for name in values if name.endswith("_cache")}
         extra = {} if workspace is None else {"workspace": workspace}
-        weight = Weight.dense(*matrix.split(self.parts))
         out: Tensor = getattr(module, self.name)(weight=weight, **{**values, **caches}, **self.scalars, **extra)
         return [out, *caches.values()]
+
+    def weight(self, matrix: Tensor) -> Weight:
+        return Weight.dense(*matrix.split(self.parts))
 
     def rows(self, count: int) -> Call:
         """The same for the first `count` rows of the batch."""
@@ -201,7 +206,7 @@ def real_shapes() -> list[tuple[str, int, int, int]]:
 @pytest.mark.parametrize(("name", "rows", "columns"), [shape[:3] for shape in real_shapes()])
 def test_real_sizes(name: str, rows: int, columns: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = matrix_launch(rows, columns, tokens, INTERPRETED)
-    monkeypatch.setattr(operations, "matrix_launch", lambda *_: shape)
+    monkeypatch.setattr(launches, "matrix_launch", lambda *_: shape)
     verify(make(name, tokens, 1, columns=columns, rows=64 if "gate" in name else 33, heads=(1, 1, 32)), ORDERS[:1])
 
 
@@ -260,12 +265,13 @@ def test_what_a_step_moves_beside_the_weights(preset: str, tokens: int) -> None:
     shapes = [shape for shape in real_shapes() if shape[3] == GraniteConfig.preset(preset).head_dim]
     layers = GraniteConfig.preset(preset).num_hidden_layers
     for name, rows, columns, dim in shapes:
-        half = {"norm_qkv_rope_append": dim // 2, "norm_gate_up_swiglu": rows // 2}.get(name, 8)
+        half = {"norm_qkv_rope_append": dim // 2, "norm_gate_up_swiglu": GATE_UP}.get(name, NEIGHBOURS)
         times = 1 if name == "norm_logits" else layers
         shape = matrix_launch(rows, columns, tokens, INTERPRETED)
+        blocks = blocks_of((rows,), half, ("dense",), shape)
         weights += times * 2 * rows * columns
-        activations += times * shape.blocks(rows, half) * 2 * columns * (tokens + name.startswith("norm"))
-        partials += times * 4 * shape.workspace(rows, half)[1]
+        activations += times * blocks * 2 * columns * (tokens + name.startswith("norm"))
+        partials += times * 4 * shape.workspace(blocks)[1]
     assert activations <= 0.3 * weights
     assert partials <= 0.02 * weights
 
@@ -274,9 +280,9 @@ def test_what_a_step_moves_beside_the_weights(preset: str, tokens: int) -> None:
 def test_the_cost_is_the_traffic(name: str) -> None:
     call = make(name, 2, 1, columns=128, rows=64)
     _, (launch,) = run(lambda: call.on(kernels), ORDERS[:1])
-    rows, columns = call.tensors["weight"].shape
-    args = {"x_ptr": call.tensors["x"], "COLUMNS": columns, "tokens": 2, "rows": rows, "NORM": int(name.startswith("norm"))}
-    args.update({"norm_ptr": None} if name.startswith("norm") else {}, **({"residual_ptr": None} if name == "linear_add" else {}))
+    matrix = call.tensors["weight"]
+    args = {"x_ptr": call.tensors["x"], "planes": (matrix,), "tokens": 2, "rows": matrix.shape[0], "NORM": int(name.startswith("norm"))}
+    args.update(SHAPE=SimpleNamespace(columns=matrix.shape[1]), **({"residual_ptr": None} if name == "linear_add" else {}))
     counted = cost(operations, launch, args)["bytes"]
     scratch = launch["partials_ptr"].read_bytes + launch["partials_ptr"].written_bytes if "partials_ptr" in launch.arguments else 0
     assert counted == pytest.approx(launch.read_bytes + launch.written_bytes - scratch, rel=0.05)
@@ -287,10 +293,10 @@ def test_the_cost_is_the_traffic(name: str) -> None:
 
 def flat(call: Call) -> tuple[Callable[..., Tensor], tuple[object, ...]]:
     """The torch operation beneath a call and its arguments."""
-    t, rows = call.tensors, call.tensors["weight"].shape[0]
-    planes = ([part.clone() for part in t["weight"].split(call.parts)], "dense", rows)
+    t = call.tensors
+    ends = list(itertools.accumulate(call.parts))
+    planes = ([part.clone() for part in t["weight"].split(call.parts)], "|".join(["dense"] * len(ends)), ends)
     scratch = (torch.zeros(64, dtype=torch.int32), torch.zeros(1 << 14))
-    assert rows % 2 == 0
     arguments: dict[str, tuple[object, ...]] = {
         "linear": (t["x"], *planes, *scratch),
         "linear_add": (t["x"], *planes, t.get("residual"), *scratch, 0.22),
@@ -362,4 +368,5 @@ def test_launch_shapes_fit_their_sizes() -> None:
                 assert isinstance(shape, MatrixLaunch)
                 assert shape.blocks(rows, 8) * 16 * shape.groups >= rows
                 if columns % 256 == 0:  # nothing is masked
-                    assert columns % (32 * shape.warps * shape.splits * shape.unroll) == 0
+                    shares = shape.warps * shape.splits
+                    assert columns % (32 * shares * matrix_unroll(columns, shares, "dense")) == 0

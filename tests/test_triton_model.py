@@ -11,7 +11,7 @@ import torch
 from granite_kernels import GraniteForCausalLM, launch
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import MatrixLaunch, Target
-from granite_kernels.linear import operations
+from granite_kernels.linear import launches
 from tests import tiny
 from tests.test_demo import PROMPTS, demo, gguf  # noqa: F401  (fixtures)
 
@@ -27,9 +27,9 @@ def large_tiles(few_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that no GPU would take, for a model of real size."""
 
     def shape(rows: int, columns: int, tokens: int, target: Target, format: str) -> MatrixLaunch:
-        return MatrixLaunch(groups=64 if rows > 2048 else 16, warps=16, splits=1, unroll=1, tokens=8 if tokens <= 8 else 16)
+        return MatrixLaunch(groups=64 if rows > 2048 else 16, warps=16, splits=1, tokens=8 if tokens <= 8 else 16)
 
-    monkeypatch.setattr(operations, "matrix_launch", shape)
+    monkeypatch.setattr(launches, "matrix_launch", shape)
 
 
 @pytest.fixture(scope="module", params=list(tiny.SHAPES))

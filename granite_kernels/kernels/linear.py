@@ -12,12 +12,14 @@ Operations whose programs meet take a `workspace`: at least `workspace_size(...)
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.launch import DTYPES
-from granite_kernels.linear import composed, operations
-from granite_kernels.linear.operations import NEIGHBOURS, workspace_size
+from granite_kernels.launch import DTYPES, Target, target
+from granite_kernels.linear import composed, launches, operations
+from granite_kernels.linear.launches import GATE_UP, NEIGHBOURS
 from granite_kernels.linear.regimes import is_skinny
 from granite_kernels.weight import Weight
 from granite_kernels.workspace import Workspace
@@ -33,13 +35,23 @@ def _check(x: Tensor, weight: Weight, norm: Tensor | None = None) -> None:
         raise GraniteError(f"norm is {norm.dtype} {tuple(norm.shape)}: expected {x.dtype} ({columns},) as x has it")
 
 
-def _flat(weight: Weight) -> tuple[list[Tensor], str, int]:
-    """The planes, format and rows of a weight, as the torch operations take them."""
-    return [plane for part in weight.parts for plane in part.planes], weight.parts[0].format, weight.shape[0]
+def _ends(weight: Weight) -> list[int]:
+    """The row behind each part."""
+    return list(itertools.accumulate(part.shape[0] for part in weight.parts))
+
+
+def _flat(weight: Weight) -> tuple[list[Tensor], str, list[int]]:
+    """The planes, formats and ends of a weight, as the torch operations take them."""
+    return [plane for part in weight.parts for plane in part.planes], "|".join(weight.formats), _ends(weight)
+
+
+def workspace_size(weight: Weight, half: int, tokens: int, where: Target) -> tuple[int, int]:
+    """(tickets, partial sums) of a product of 1 to 16 tokens. half: NEIGHBOURS, GATE_UP, or half of head_dim for q|k|v."""
+    return launches.workspace_size(_ends(weight), weight.shape[1], half, weight.formats, tokens, where)
 
 
 def _workspace(workspace: Workspace | None, x: Tensor, weight: Weight, half: int) -> Workspace:
-    need = workspace_size(weight.shape[0], half, x, weight.parts[0].format)
+    need = workspace_size(weight, half, x.shape[:-1].numel(), target(x))
     if workspace is None:
         return Workspace.allocate(*need, x.device)
     workspace.need(*need)
@@ -73,9 +85,9 @@ def norm_gate_up_swiglu(x: Tensor, norm: Tensor, weight: Weight, *, eps: float, 
     rows = weight.shape[0]
     if rows % 2:
         raise GraniteError(f"the weight has {rows} rows: an even number is needed, gate | up")
-    if not is_skinny(x, weight):
+    if not is_skinny(x, weight, GATE_UP):
         return composed.norm_gate_up_swiglu(x, norm, weight, eps=eps, workspace=workspace)
-    work = _workspace(workspace, x, weight, rows // 2)
+    work = _workspace(workspace, x, weight, GATE_UP)
     return operations.norm_gate_up_swiglu(x.contiguous(), norm, *_flat(weight), work.tickets, work.partials, eps)
 
 
@@ -115,7 +127,7 @@ def norm_qkv_rope_append(
         raise GraniteError(f"the weight has {weight.shape[0]} rows, which is not q | k | v in heads of {head_dim} with {kv_heads} of k")
     if any(cache.stride()[2:] != (head_dim, 1) or cache.dtype != x.dtype for cache in (k_cache, v_cache)):
         raise GraniteError(f"a cache is needed whose slots are contiguous rows of {head_dim} values of {x.dtype}")
-    if not is_skinny(x, weight):
+    if not is_skinny(x, weight, head_dim // 2):
         caches = (lengths, k_cache, v_cache)
         return composed.norm_qkv_rope_append(x, norm, weight, rotary, positions, *caches, eps=eps, workspace=workspace)
     work = _workspace(workspace, x, weight, head_dim // 2)
@@ -134,4 +146,4 @@ def norm_qkv_rope_append(
     )
 
 
-__all__ = ["linear", "linear_add", "norm_gate_up_swiglu", "norm_logits", "norm_qkv_rope_append", "workspace_size"]
+__all__ = ["GATE_UP", "NEIGHBOURS", "linear", "linear_add", "norm_gate_up_swiglu", "norm_logits", "norm_qkv_rope_append", "workspace_size"]

@@ -8,10 +8,12 @@ must hold: no weight passes through shared memory. Tiles are [rep, WARPS, g, t, 
 rows g and, by rep, g + half; warps split k as the batch of the product and meet in one sum at the end.
 
 Rows come in pairs `half` apart, which serves every epilogue: half = 8 makes sixteen neighbouring rows, half of a head the pairs of
-the rotation, half of gate|up the pairs of SwiGLU. A program owns GROUPS * 8 pairs, so that x is fetched once for 16 GROUPS rows.
-SPLITS programs share a row block along k; they meet at a ticket and the last one adds the partial sums in their order.
+the rotation, half of gate|up the pairs of SwiGLU. A program owns `groups` * 8 pairs, so that x is fetched once for 16 * groups
+rows. `splits` programs share a row block along k; they meet at a ticket and the last one adds the partial sums in their order.
 
-A dense weight is up to three matrices that lie apart, as the q, k and v of somebody else's model; each row finds its own.
+A weight is made of pieces along its rows, each of its own format; a program's rows are all of one piece, except where gate and up
+are pieces of their own. A dense weight is up to three matrices that lie apart, as the q, k and v of somebody else's model; each
+row finds its own.
 """
 
 from __future__ import annotations
@@ -21,15 +23,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.linear.fragments import left_fragment, right_fragment
-from granite_kernels.linear.packed import step_bytes, step_units
+from granite_kernels.linear.packed import step_plain, step_units
 from granite_kernels.linear.prologue import add_products, inverse_rms, load_x
-
-
-@triton.jit
-def first_rows(block, half, GROUPS: tl.constexpr):
-    """Rows of the first of each of a block's pairs, int64 [GROUPS * 8]."""
-    pair = block * (GROUPS * 8) + tl.arange(0, GROUPS * 8)  # 32 bits: a 64-bit division is some hundred instructions
-    return ((pair // half) * (2 * half) + pair % half).to(tl.int64)
 
 
 @triton.jit
@@ -39,29 +34,29 @@ def row_of(pair, second, half, rows):
 
 
 @triton.jit
-def sum_rows(first, half, rows, GROUPS: tl.constexpr):
+def sum_rows(first, half, rows, base, GROUPS: tl.constexpr):
     """Rows of the sums, a tuple of int64 [16], one a group: pairs begin at `first`."""
     index = tl.arange(0, 16)
-    a = row_of(first + index % 8, index // 8, half, rows).to(tl.int64)
+    a = row_of(first + index % 8, index // 8, half, rows).to(tl.int64) + base
     if GROUPS == 1:
         return (a,)
     else:
-        b = row_of(first + 8 + index % 8, index // 8, half, rows).to(tl.int64)
+        b = row_of(first + 8 + index % 8, index // 8, half, rows).to(tl.int64) + base
         if GROUPS == 2:
             return a, b
         else:
-            c = row_of(first + 16 + index % 8, index // 8, half, rows).to(tl.int64)
-            d = row_of(first + 24 + index % 8, index // 8, half, rows).to(tl.int64)
+            c = row_of(first + 16 + index % 8, index // 8, half, rows).to(tl.int64) + base
+            d = row_of(first + 24 + index % 8, index // 8, half, rows).to(tl.int64) + base
             return a, b, c, d
 
 
 @triton.jit
-def row_pointers(planes, ends, row, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """Where rows `row` (int64, any shape) of a dense weight begin; part i of PARTS holds the rows below ends[i]."""
+def row_pointers(planes, ends, row, COLUMNS: tl.constexpr):
+    """Where rows `row` (int64, any shape) of a dense weight begin; part i holds the rows below ends[i]."""
     pointers = planes[0] + row * COLUMNS
-    if PARTS > 1:
+    if len(planes) > 1:
         pointers = tl.where(row < ends[0], pointers, planes[1] + (row - ends[0]) * COLUMNS)
-    if PARTS > 2:
+    if len(planes) > 2:
         pointers = tl.where(row < ends[1], pointers, planes[2] + (row - ends[1]) * COLUMNS)
     return pointers
 
@@ -94,61 +89,55 @@ def step_dense(
 
 
 @triton.jit
-def product(
-    x_ptr,
-    norm_ptr,
-    planes,
-    ends,
-    tokens,
-    rows,
-    half,
-    eps,
-    COLUMNS: tl.constexpr,
-    FORMAT: tl.constexpr,
-    PARTS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ONE: tl.constexpr,
-    WARPS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    KWIDTH: tl.constexpr,
-    NORM: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """This program's share of the product, float32 [16 GROUPS, TOKENS], rows ordered [group, first | second, 8]; and of each
-    token's sum of squares, float32 [TOKENS], where NORM is 1.
-    """
+def piece_product(
+    x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, rows, base, half, eps,
+    PIECE: tl.constexpr, GROUPS: tl.constexpr, NORM: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """As `product`, of one piece: `block` counts its blocks, `rows` its rows."""
+    COLUMNS: tl.constexpr = SHAPE.columns
+    TOKENS: tl.constexpr = SHAPE.tokens
+    WARPS: tl.constexpr = SHAPE.warps
+    SPLITS: tl.constexpr = SHAPE.splits
+    FORMAT: tl.constexpr = SHAPE.pieces[PIECE].format
+    UNROLL: tl.constexpr = SHAPE.pieces[PIECE].unroll
+    KWIDTH: tl.constexpr = SHAPE.pieces[PIECE].kwidth
     DENSE: tl.constexpr = FORMAT == "dense"
     BYTES: tl.constexpr = FORMAT == "q8_0" or FORMAT == "int8" or FORMAT == "fp8"
     TWO_BITS: tl.constexpr = FORMAT == "q2_k" or FORMAT == "q3_k"
-    LENGTH: tl.constexpr = COLUMNS if DENSE or BYTES else COLUMNS // 32 * (2 if TWO_BITS else 4)  # of a row of the first plane
-    SPAN: tl.constexpr = UNROLL * (32 if DENSE or BYTES else 128)
+    PLAIN: tl.constexpr = not DENSE and x_ptr.dtype.element_ty != tl.bfloat16
+    LENGTH: tl.constexpr = COLUMNS if DENSE else COLUMNS // 32 * (8 if BYTES else (2 if TWO_BITS else 4))  # of a row of the first plane
+    WIDTH: tl.constexpr = 8 if DENSE else (16 if BYTES else 32)  # columns that a lane takes at a time
+    SPAN: tl.constexpr = 32 if PLAIN else UNROLL * 4 * WIDTH
     CHUNK: tl.constexpr = (COLUMNS + SPLITS * WARPS * SPAN - 1) // (SPLITS * WARPS * SPAN) * SPAN  # of one warp
     EVEN: tl.constexpr = COLUMNS == CHUNK * SPLITS * WARPS
-    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    planes = planes[SHAPE.pieces[PIECE].plane : SHAPE.pieces[PIECE].plane + SHAPE.pieces[PIECE].planes]
     rep = tl.arange(0, 2 * GROUPS)[:, None, None, None, None]
     warp = tl.arange(0, WARPS)[None, :, None, None, None]
     g = tl.arange(0, 8)[None, None, :, None, None]
     lane = tl.arange(0, 4)[None, None, None, :, None]
-    row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64)
-    weight_row = row_pointers(planes, ends, row, COLUMNS, PARTS) if DENSE else planes[0] + row * LENGTH
+    row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64) + base
+    weight_row = row_pointers(planes, ends, row, COLUMNS) if DENSE else planes[0] + row * LENGTH
     first = (split * WARPS + warp) * CHUNK + lane * 8
-    if PDL:
+    if SHAPE.pdl:
         gdc_launch_dependents()
         LINE: tl.constexpr = 128 // (weight_row.dtype.element_ty.primitive_bitwidth // 8)
         prefetch(weight_row + tl.minimum((split * WARPS + warp) * (CHUNK * LENGTH // COLUMNS) + lane * LINE, LENGTH - 1))
         gdc_wait()
-    inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, ONE) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
+    inverse = inverse_rms(x_ptr, order_ptr, tokens, eps, COLUMNS, TOKENS, SHAPE.one) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
     token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
-    x_row = x_ptr + token.to(tl.int64) * COLUMNS
+    x_row = x_ptr + (token if order_ptr is None else tl.load(order_ptr + token)).to(tl.int64) * COLUMNS
+    token = tl.minimum(tl.arange(0, TOKENS)[None, :, None], tokens - 1)
+    x_rows = x_ptr + (token if order_ptr is None else tl.load(order_ptr + token)).to(tl.int64) * COLUMNS
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
     products = tl.zeros((WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
     # the same places for what belongs to whole units: lanes [rep, WARPS, g, t], and the sums' rows
     rep, g = tl.arange(0, 2 * GROUPS)[:, None, None, None], tl.arange(0, 8)[None, None, :, None]
-    unit_row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64)
-    first_unit = (split * WARPS + tl.arange(0, WARPS)[None, :, None, None]) * (CHUNK // 32) + tl.arange(0, 4)[None, None, None, :]
-    sum_row = sum_rows(block * (GROUPS * 8), half, rows, GROUPS)
+    unit_row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64) + base
+    first_unit = (split * WARPS + tl.arange(0, WARPS)[None, :, None, None]) * (CHUNK // WIDTH) + tl.arange(0, 4)[None, None, None, :]
+    index = tl.arange(0, 16 * GROUPS)
+    y_row = row_of(block * (GROUPS * 8) + index // 16 * 8 + index % 8, index // 8 % 2, half, rows).to(tl.int64) + base
+    plain_row = y_row[:, None]
+    sum_row = sum_rows(block * (GROUPS * 8), half, rows, base, GROUPS)
     begin = (split * WARPS + tl.arange(0, WARPS)[:, None]) * CHUNK
     for trip in tl.range(0, CHUNK, SPAN, num_stages=1):
         if DENSE:
@@ -156,41 +145,101 @@ def product(
                 acc, products, x_row, norm_ptr, weight_row, inverse, first + trip,
                 COLUMNS, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
             )  # fmt: skip
-        elif BYTES:
-            acc, products = step_bytes(
-                acc, products, planes, x_row, norm_ptr, weight_row, sum_row, first + trip, begin + trip,
-                COLUMNS, FORMAT, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
+        elif PLAIN:
+            acc = step_plain(
+                acc, planes, x_rows, norm_ptr, plain_row, inverse, begin + trip, COLUMNS, SHAPE.pieces[PIECE], TOKENS, NORM, EVEN
             )  # fmt: skip
         else:
             acc, products = step_units(
-                acc, products, planes, x_row, norm_ptr, unit_row, sum_row, first_unit + trip // 32, begin + trip,
-                COLUMNS, FORMAT, UNROLL, GROUPS, TOKENS, WARPS, KWIDTH, NORM, EVEN,
+                acc, products, planes, x_row, norm_ptr, unit_row, sum_row, first_unit + trip // WIDTH, begin + trip,
+                COLUMNS, FORMAT, UNROLL, WIDTH, GROUPS, TOKENS, WARPS, KWIDTH, NORM, EVEN,
             )  # fmt: skip
     y = tl.sum(acc, 0)
-    if FORMAT == "int8" or FORMAT == "fp8":
-        index = tl.arange(0, 16 * GROUPS)
-        row = row_of(block * (GROUPS * 8) + index // 16 * 8 + index % 8, index // 8 % 2, half, rows)
-        y *= tl.load(planes[1] + row, eviction_policy="evict_first")[:, None]
+    if not PLAIN and not DENSE:
+        y *= 8388608.0  # 2^23: see decode.py
+    if not PLAIN and (FORMAT == "int8" or FORMAT == "fp8"):
+        y *= tl.load(planes[1] + y_row, eviction_policy="evict_first")[:, None]
     own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
     return y, tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
 
 
 @triton.jit
-def meet(y, squares, tickets_ptr, partials_ptr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr, NORM: tl.constexpr):
+def place(block, ends, half, SHAPE: tl.constexpr):
+    """Which piece a block belongs to, its number among that piece's blocks, the piece's first row and the row behind it."""
+    PIECES: tl.constexpr = len(SHAPE.pieces)
+    piece, start, end = 0, 0, ends[0 if PIECES > 1 else len(ends) - 1]
+    for index in tl.static_range(1, PIECES):
+        blocks = tl.cdiv(tl.cdiv(end - start, 2 * half) * half, SHAPE.groups * 8)
+        beyond = (piece == index - 1) & (block >= blocks)
+        piece = tl.where(beyond, index, piece)
+        block = tl.where(beyond, block - blocks, block)
+        start, end = tl.where(beyond, ends[index - 1], start), tl.where(beyond, ends[index], end)
+    return piece, block, start, end
+
+
+@triton.jit
+def first_rows(block, half, GROUPS: tl.constexpr):
+    """Rows of the first of each of a block's pairs, int64 [GROUPS * 8]."""
+    pair = block * (GROUPS * 8) + tl.arange(0, GROUPS * 8)  # 32 bits: a 64-bit division is some hundred instructions
+    return ((pair // half) * (2 * half) + pair % half).to(tl.int64)
+
+
+@triton.jit
+def product(
+    x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, base, half, eps, NORM: tl.constexpr, SHAPE: tl.constexpr
+):  # fmt: skip
+    """This program's share of the product, float32 [16 groups, TOKENS], rows ordered [group, first | second, 8]; and of each
+    token's sum of squares, float32 [TOKENS], where NORM is 1.
+
+    x_ptr [*, columns]: token m is row m or, unless order_ptr is None, row order[m]; planes of all pieces; ends, the row behind each
+    part; `base` is added to every row: the first of the expert that is meant.
+    """
+    GROUPS: tl.constexpr = SHAPE.groups
+    TOKENS: tl.constexpr = SHAPE.tokens
+    PIECES: tl.constexpr = len(SHAPE.pieces)
+    if SHAPE.across:  # neighbours of either piece
+        inner = ends[0]
+        a, squares = piece_product(
+            x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, inner, base, 8, eps, 0, GROUPS // 2, NORM, SHAPE
+        )  # fmt: skip
+        b, _ = piece_product(
+            x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, inner, base, 8, eps, 1, GROUPS // 2, NORM, SHAPE
+        )  # fmt: skip
+        y = tl.permute(tl.reshape(tl.join(a, b), (GROUPS, 8, TOKENS, 2)), (0, 3, 1, 2))
+        return tl.reshape(y, (16 * GROUPS, TOKENS)), squares
+    elif PIECES == 1:
+        return piece_product(
+            x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, ends[len(ends) - 1], base, half, eps, 0, GROUPS, NORM, SHAPE
+        )  # fmt: skip
+    else:
+        piece, block, start, end = place(block, ends, half, SHAPE)
+        y, squares = tl.zeros((16 * GROUPS, TOKENS), tl.float32), tl.zeros((TOKENS,), tl.float32)
+        for index in tl.static_range(PIECES):
+            if piece == index:
+                y, squares = piece_product(
+                    x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, end - start, base, half, eps, index, GROUPS, NORM, SHAPE
+                )  # fmt: skip
+        return y, squares
+
+
+@triton.jit
+def meet(y, squares, block, split, tickets_ptr, partials_ptr, NORM: tl.constexpr, SHAPE: tl.constexpr):
     """Both sums over all programs of this row block, and whether this program goes on: the last one does, adding in split order."""
+    TOKENS: tl.constexpr = SHAPE.tokens
+    ROWS: tl.constexpr = 16 * SHAPE.groups
+    SPLITS: tl.constexpr = SHAPE.splits
     if SPLITS == 1:
         return y, squares, True
-    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
-    SIZE: tl.constexpr = (16 * GROUPS + 1) * TOKENS
+    SIZE: tl.constexpr = (ROWS + 1) * TOKENS
     own = partials_ptr + block.to(tl.int64) * (SPLITS * SIZE)
     token = tl.arange(0, TOKENS)
-    at = TOKENS + tl.arange(0, 16 * GROUPS)[:, None] * TOKENS + token[None, :]
+    at = TOKENS + tl.arange(0, ROWS)[:, None] * TOKENS + token[None, :]
     tl.store(own + split * SIZE + at, y)
     if NORM == 1:
         tl.store(own + split * SIZE + token, squares)
     tl.debug_barrier()  # every thread's stores come before the ticket
     last = tl.atomic_add(tickets_ptr + block, 1, sem="acq_rel") == SPLITS - 1
-    y = tl.zeros((16 * GROUPS, TOKENS), tl.float32)
+    y = tl.zeros((ROWS, TOKENS), tl.float32)
     squares = tl.zeros((TOKENS,), tl.float32)
     if last:
         for index in tl.static_range(SPLITS):

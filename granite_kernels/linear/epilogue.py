@@ -19,24 +19,24 @@ def pairs(y, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _places(block, tokens, rows, COUNT: tl.constexpr, TOKENS: tl.constexpr):
-    """Offsets into [tokens, rows] of this block's COUNT rows, int64 [COUNT, TOKENS], and which of them exist."""
-    row = block.to(tl.int64) * COUNT + tl.arange(0, COUNT)[:, None]
+def _places(first, end, tokens, rows, COUNT: tl.constexpr, TOKENS: tl.constexpr):
+    """Offsets into [tokens, rows] of COUNT rows from `first`, int64 [COUNT, TOKENS], and which of them exist: those below `end`."""
+    row = first + tl.arange(0, COUNT)[:, None]
     token = tl.arange(0, TOKENS)[None, :]
-    return token.to(tl.int64) * rows + row, (token < tokens) & (row < rows)
+    return token.to(tl.int64) * rows + row, (token < tokens) & (row < end)
 
 
 @triton.jit
-def store_divided(y, block, out_ptr, tokens, rows, scaling, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
+def store_divided(y, first, end, out_ptr, tokens, rows, scaling, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
     """out [tokens, rows] = y / scaling. An odd number of rows leaves out's rows unaligned: the stores are single values."""
-    at, inside = _places(block, tokens, rows, 16 * GROUPS, TOKENS)
+    at, inside = _places(first, end, tokens, rows, 16 * GROUPS, TOKENS)
     tl.store(out_ptr + at, (y / scaling).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def store_added(y, block, residual_ptr, out_ptr, tokens, rows, scale, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
+def store_added(y, first, end, residual_ptr, out_ptr, tokens, rows, scale, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
     """out [tokens, rows] = residual + y * scale."""
-    at, inside = _places(block, tokens, rows, 16 * GROUPS, TOKENS)
+    at, inside = _places(first, end, tokens, rows, 16 * GROUPS, TOKENS)
     residual = tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, (residual + y * scale).to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -45,7 +45,7 @@ def store_added(y, block, residual_ptr, out_ptr, tokens, rows, scale, GROUPS: tl
 def store_swiglu(y, block, out_ptr, tokens, inner, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
     """out [tokens, inner] = silu(gate) * up."""
     gate, up = pairs(y, GROUPS, TOKENS)
-    at, inside = _places(block, tokens, inner, 8 * GROUPS, TOKENS)
+    at, inside = _places(block * (8 * GROUPS), inner, tokens, inner, 8 * GROUPS, TOKENS)
     tl.store(out_ptr + at, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -53,6 +53,7 @@ def store_swiglu(y, block, out_ptr, tokens, inner, GROUPS: tl.constexpr, TOKENS:
 def store_rotated(
     y,
     row,  # int64 [8 * GROUPS]: first rows of the pairs
+    end,  # the row behind the last
     rotary_ptr,  # [positions, head_dim]: cos | sin
     positions_ptr,  # [tokens]
     lengths_ptr,  # [batch]
@@ -76,10 +77,10 @@ def store_rotated(
     a, b = pairs(y, GROUPS, TOKENS)
     head, at = (row // HEAD_DIM)[:, None], (row % HEAD_DIM)[:, None]
     token = tl.arange(0, TOKENS)[None, :]
-    real = token < tokens
+    real = (token < tokens) & (row < end)[:, None]
     sequence = (token // tokens_a_row).to(tl.int64)
-    slot = tl.load(lengths_ptr + sequence, mask=real, other=0).to(tl.int64) + token % tokens_a_row
-    turn = rotary_ptr + tl.load(positions_ptr + token, mask=real, other=0).to(tl.int64) * HEAD_DIM + at
+    slot = tl.load(lengths_ptr + sequence, mask=token < tokens, other=0).to(tl.int64) + token % tokens_a_row
+    turn = rotary_ptr + tl.load(positions_ptr + token, mask=token < tokens, other=0).to(tl.int64) * HEAD_DIM + at
     turned = real & (head < HEADS + KV_HEADS)
     cos = tl.load(turn, mask=turned, other=1.0).to(tl.float32)
     sin = tl.load(turn + HALF, mask=turned, other=0.0).to(tl.float32)
@@ -95,7 +96,7 @@ def store_rotated(
     tl.store(k, first, mask=is_k)
     tl.store(k + HALF, second, mask=is_k)
     kv = head - HEADS - KV_HEADS
-    is_v = real & (kv >= 0) & (kv < KV_HEADS)  # the last block may end behind the last head
+    is_v = real & (kv >= 0)
     v = v_cache_ptr + sequence * v_cache_stride_batch + kv * v_cache_stride_head + slot * HEAD_DIM + at
     tl.store(v, first, mask=is_v)
     tl.store(v + HALF, second, mask=is_v)

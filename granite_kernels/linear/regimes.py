@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from granite_kernels.launch import DECODE_TOKENS, DTYPES
+from granite_kernels.linear.launches import GATE_UP, NEIGHBOURS
 from granite_kernels.weight import DENSE, Weight
 
-PARTS = 3  # dense matrices that one launch reads: q, k and v of a model that keeps them apart
-EIGHT_BITS = ("q8_0", "int8", "fp8")
-
+PARTS = 3  # that one launch reads: q, k and v
 DECODE_ONCE = 1024  # tokens; there decoding adds 20 % (A100) to 29 % (H100) to a product at 70 % of the card's peak, and ever less
 
 
@@ -27,15 +26,18 @@ def is_tiled(x: Tensor, weight: Weight) -> bool:
     return packed and x.dtype in (torch.bfloat16, torch.float16) and 1 <= x.shape[:-1].numel() < DECODE_ONCE
 
 
-def is_skinny(x: Tensor, weight: Weight) -> bool:
-    """Whether one launch of the body serves it: 1 to 16 tokens, and dense matrices of x's dtype with contiguous rows, or one
-    packed matrix for bfloat16.
+def is_skinny(x: Tensor, weight: Weight, half: int = NEIGHBOURS) -> bool:
+    """Whether one launch of the body serves it: 1 to 16 tokens, and up to three parts in any formats, where dense ones have x's
+    dtype and contiguous rows, packed ones hold whole heads, and gate and up are cut nowhere else than between them.
 
     Anything else is composed of the library's product and row-wise kernels.
     """
-    if not 1 <= x.shape[:-1].numel() <= DECODE_TOKENS or x.dtype not in DTYPES:
+    if not 1 <= x.shape[:-1].numel() <= DECODE_TOKENS or x.dtype not in DTYPES or len(weight.parts) > PARTS:
         return False
-    if any(part.format != DENSE for part in weight.parts):
-        return len(weight.parts) == 1 and x.dtype == torch.bfloat16
-    planes = [part.planes[0] for part in weight.parts]
-    return len(planes) <= PARTS and all(plane.dtype == x.dtype and plane.is_contiguous() for plane in planes)
+    dense = [part.planes[0] for part in weight.parts if part.format == DENSE]
+    if any(plane.dtype != x.dtype or not plane.is_contiguous() for plane in dense):
+        return False
+    if len(dense) == len(weight.parts) or len(weight.parts) == 1 or half == NEIGHBOURS:
+        return True
+    rows = [part.shape[0] for part in weight.parts]
+    return len(rows) == 2 and rows[0] == rows[1] if half == GATE_UP else all(count % (2 * half) == 0 for count in rows)

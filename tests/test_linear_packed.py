@@ -1,0 +1,83 @@
+"""The matrix operations of a decode step on packed weights, interpreted and traced: the dense ones' rules, for every format."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from granite_kernels.formats import NAMES, get
+from granite_kernels.linear import composed
+from granite_kernels.weight import Part, Weight
+from tests.packed_cases import random_part
+from tests.test_linear import BF16, FP16, FP32, ORDERS, Call, make, verify
+
+
+@dataclasses.dataclass
+class PackedCall(Call):
+    """A call whose weight is `packed` by part; a part that is None is dense, of the values that `tensors` hold."""
+
+    packed: tuple[Part | None, ...] = ()
+
+    def weight(self, matrix: Tensor) -> Weight:
+        parts = []
+        for part, dense in zip(self.packed, matrix.split(self.parts), strict=True):
+            if part is None:
+                parts.append(Part("dense", (dense,), (dense.shape[0], dense.shape[1])))
+            elif matrix.dtype == torch.float64:
+                parts.append(Part("dense", (get(part.format).unpack(part.planes, part.shape).double(),), part.shape))
+            else:
+                parts.append(part)
+        return Weight(*parts)
+
+
+def pack(call: Call, formats: tuple[str, ...], parts: tuple[int, ...] = ()) -> PackedCall:
+    """The same call with a weight of parts in `formats`, of `parts` rows each."""
+    matrix = call.tensors["weight"]
+    rows = parts or (matrix.shape[0],)
+    shapes = zip(formats, rows, strict=True)
+    packed = tuple(None if name == "dense" else random_part(name, (count, matrix.shape[1]), count) for name, count in shapes)
+    return PackedCall(call.name, call.tensors, rows, call.scalars, packed)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+@pytest.mark.parametrize("format", NAMES)
+def test_every_format(format: str, tokens: int, dtype: torch.dtype) -> None:
+    verify(pack(make("norm_logits", 1, tokens, dtype, columns=512, rows=35), (format,)), ORDERS[:1])
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("name", ["linear", "linear_add", "norm_gate_up_swiglu", "norm_qkv_rope_append"])
+def test_every_operation(name: str, tokens: int, dtype: torch.dtype) -> None:
+    verify(pack(make(name, 1, tokens, dtype, columns=256, rows=96), ("q4_k",)))
+
+
+MIXED = [("q4_k", "q4_k", "q6_k"), ("q4_k", "q6_k"), ("dense", "q8_0"), ("q5_0", "dense", "int8"), ("int4_g128", "q3_k")]
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("name", ["linear_add", "norm_qkv_rope_append", "norm_gate_up_swiglu"])
+@pytest.mark.parametrize("formats", MIXED)
+def test_formats_mixed_in_one_launch(formats: tuple[str, ...], name: str, tokens: int, dtype: torch.dtype) -> None:
+    three = len(formats) == 3
+    parts = {
+        "linear_add": (33, 50, 1) if three else (34, 50),
+        "norm_qkv_rope_append": (64, 32, 32) if three else (96, 32),
+        "norm_gate_up_swiglu": (28, 28, 28) if three else (42, 42),
+    }[name]
+    call = make(name, 1, tokens, dtype, columns=256, rows=84, heads=(2, 1, 32))
+    if three and name == "norm_gate_up_swiglu":
+        formats, parts = formats[1:], (42, 42)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(composed, name, None)  # one launch it must be
+        verify(pack(call, formats, parts), ORDERS[:1])
