@@ -182,6 +182,15 @@ def test_damaged_modules_are_refused_with_the_tensor_named(tmp_path: Path) -> No
             ),
             (packers.pack_quantized, compressed(), "weight_scale", torch.ones(256, 5), "5 groups; expected a divisor of 192"),
             (packers.pack_quantized, compressed(), "weight_scale", torch.full((256, 3), float("nan")), "weight_scale has 768 NaN"),
+            (packers.pack_quantized, compressed(), "weight_packed", torch.zeros(256, 24), "weight_packed has the type float32 and"),
+            (packers.pack_quantized, compressed(), "weight_shape", torch.tensor(256), "weight_shape has the shape []; expected [2]"),
+            (
+                packers.gptq,
+                gptq(),
+                "qzeros",
+                torch.zeros(3, 32, dtype=torch.uint8),
+                "qzeros has the type u8 and the shape [3, 32]",
+            ),
             (packers.gptq, gptq(), "scales", None, "no scales and qzeros"),
             (packers.gptq, gptq(), "qzeros", torch.zeros(3, 5, dtype=torch.int32), "qzeros has the shape [3, 5]; expected [3, 32]"),
             (

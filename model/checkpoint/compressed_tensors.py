@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 
-from .base import TensorInfo
+from .base import DENSE_FORMATS, TensorInfo
 from .prequantized import (
+    INTEGERS,
+    WORDS,
     Coded,
     Infos,
     Prequantized,
@@ -32,6 +34,7 @@ from .prequantized import (
     act_order,
     check_groups,
     check_shape,
+    check_type,
     flat_rows,
     format_for,
     unpack_words,
@@ -50,6 +53,14 @@ class CompressedTensors(Prequantized):
         *(f"weight_{kind}" for kind in ("packed", "scale", "shape", "zero_point", "g_idx")),
         *(f"{side}_{kind}" for side in ("input", "output") for kind in ("scale", "zero_point")),
     )
+
+    types: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "weight_packed": WORDS,
+        "weight_scale": DENSE_FORMATS,
+        "weight_shape": INTEGERS,
+        "weight_zero_point": ("i32", "i8", "f8_e4m3"),
+        "weight_g_idx": INTEGERS,
+    }
 
     def __init__(self, settings: Mapping[str, Any], path: Path, dtype: torch.dtype) -> None:
         super().__init__(settings, path, dtype)
@@ -89,6 +100,9 @@ class CompressedTensors(Prequantized):
         absent = {"weight_scale", *(("weight_shape",) if "weight_packed" in infos else ())} - infos.keys()
         if absent:
             raise GraniteError(f"{weight.file}: {module} is packed, but its {' and '.join(sorted(absent))} is missing")
+        if "weight_packed" in infos:
+            check_shape(module, infos["weight_shape"], (2,), (3,))
+            check_type(infos.get("weight_zero_point", weight), WORDS)
         shape = tuple(read(infos["weight_shape"]).tolist()) if "weight_packed" in infos else weight.shape
         if len(shape) < 2 or min(shape) < 1:
             raise GraniteError(f"{weight.file}: {module} has the shape {list(shape)}; expected [rows, columns]")
@@ -123,10 +137,10 @@ class CompressedTensors(Prequantized):
         scale, zero = tensors["weight_scale"], tensors.get("weight_zero_point")
         if "weight_packed" in tensors:
             packed = tensors["weight_packed"]
-            bits = 4 if packed.shape[1] == -(-columns // 8) else 8
-            order = act_order(tensors.get("weight_g_idx"), columns, scale.shape[-1])
+            bits, steps = 4 if packed.shape[1] == -(-columns // 8) else 8, _each_row(scale, rows)
+            order = act_order(tensors.get("weight_g_idx"), columns, steps.shape[1])
             zero = None if zero is None else unpack_words(zero.T, bits)[:, :rows].T
-            return Coded(unpack_words(packed, bits)[:, :columns], _each_row(scale, rows), zero, bits, order)
+            return Coded(unpack_words(packed, bits)[:, :columns], steps, zero, bits, order)
         codes = tensors["weight"].view(rows, columns)
         if scale.dim() == len(shape) == 2 and scale.shape[0] != rows and scale.numel() > 1:
             return Coded(codes, _each_value(scale, rows, columns))

@@ -13,13 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from granite_kernels.errors import GraniteError
 
-from .prequantized import Coded, Infos, Prequantized, Read, Tensors, act_order, check_groups, check_shape, format_for, unpack_words
+from .base import DENSE_FORMATS
+from .prequantized import (
+    INTEGERS,
+    WORDS,
+    Coded,
+    Infos,
+    Prequantized,
+    Read,
+    Tensors,
+    act_order,
+    check_groups,
+    check_shape,
+    format_for,
+    unpack_words,
+)
 
 AWQ_ROWS = (0, 2, 4, 6, 1, 3, 5, 7)  # of the nibbles of a word, lowest first
 
@@ -28,6 +42,13 @@ class Gptq(Prequantized):
     """See the module's text."""
 
     kinds: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx", "bias")
+    types: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "qweight": WORDS,
+        "qzeros": WORDS,
+        "scales": DENSE_FORMATS,
+        "g_idx": INTEGERS,
+        "bias": DENSE_FORMATS,
+    }
 
     def __init__(self, settings: Mapping[str, Any], path: Path, dtype: torch.dtype) -> None:
         super().__init__(settings, path, dtype)

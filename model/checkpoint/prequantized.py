@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ Tensors = Mapping[str, Tensor]
 Read = Callable[[TensorInfo], Tensor]
 FORMATS = ("int8", "q8_0", "fp8", *formats.INT4_NAMES)  # what a weight may become
 ROUNDED = "granite_kernels_int8"  # a config.json's list of dense weights that are int8 here: others read no packed embedding
+WORDS = ("i32",)
+INTEGERS = ("i32", "i64")
 INT4_GROUPS = (128, 64, 32)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -60,6 +62,7 @@ class Prequantized(abc.ABC):
     """The packed modules of a checkpoint, which `path`, its config.json, describes by `settings`; `dtype` is the configuration's."""
 
     kinds: tuple[str, ...]  # the last parts of the names of a packed module's tensors
+    types: ClassVar[Mapping[str, tuple[str, ...]]]  # the types that they may have, where only some make sense
 
     def __init__(self, settings: Mapping[str, Any], path: Path, dtype: torch.dtype) -> None:
         self.settings, self.path, self.dtype = settings, path, dtype
@@ -97,6 +100,8 @@ class Prequantized(abc.ABC):
             if not self.is_packed(infos):
                 table |= {f"{module}.{kind}": info for kind, info in infos.items()}
                 continue
+            for kind, info in infos.items():
+                check_type(info, self.types.get(kind, (info.format,)))
             name, first = f"{module}.weight", next(iter(infos.values()))
             shape = self.shape(module, infos, read)
             format = self.format(infos, shape, read) or str(self.dtype).removeprefix("torch.")
@@ -193,6 +198,13 @@ def act_order(index: Tensor | None, columns: int, groups: int) -> Tensor | None:
     if index is None or torch.equal(index.long(), torch.arange(columns) // (columns // groups)):
         return None
     return index.long()
+
+
+def check_type(info: TensorInfo, expected: tuple[str, ...]) -> None:
+    """Raise GraniteError where a tensor of a packed module has none of the expected types, or no values."""
+    if info.format not in expected or 0 in info.shape:
+        found = f"the type {info.format} and the shape {list(info.shape)}"
+        raise GraniteError(f"{info.file}: {info.stored_name} has {found}; expected values of type {' or '.join(expected)}")
 
 
 def check_shape(module: str, info: TensorInfo, *expected: tuple[int, ...]) -> None:
