@@ -75,7 +75,7 @@ def test_every_mode_of_their_generate_gives_the_same_tokens(mode: dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["granite", "llama"])
+@pytest.mark.parametrize("kind", ["granite", "granitemoe", "llama"])
 def test_tokens_are_identical_in_triton(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_hf.large_tiles(monkeypatch)
     model = tiny_hf.make_small(kind)
@@ -97,7 +97,10 @@ def logits(model: Any, **options: Any) -> torch.Tensor:
     return torch.cat((first.logits[mask.bool()], step.logits[:, 0]))
 
 
-@pytest.mark.parametrize(("kind", "backend"), [("granite", "torch"), ("granite", "triton"), ("granitemoe", "torch"), ("llama", "triton")])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("granite", "torch"), ("granite", "triton"), ("granitemoe", "torch"), ("granitemoe", "triton"), ("llama", "triton")],
+)
 def test_bfloat16_logits_keep_the_accuracy_rule(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_hf.large_tiles(monkeypatch)
     model = tiny_hf.make_small(kind) if backend == "triton" else tiny_hf.make(kind)
