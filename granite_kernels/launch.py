@@ -153,11 +153,6 @@ class TiledLaunch:
         return (tiles, tiles * self.splits * self.block_m * self.block_n) if self.splits > 1 else (0, 0)
 
 
-def roomy(target: Target) -> bool:
-    """Whether a program may take more than 99 KiB of shared memory: the data-centre parts."""
-    return target.arch in (80, 90, 100, 103)
-
-
 def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledLaunch:
     """Compiled, 2026-11 (no card yet). Two programs a multiprocessor, of which one decodes while the other multiplies; columns are
     shared, 256 and more a program, until three quarters of the multiprocessors have one.
