@@ -90,14 +90,17 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
 
 
 def _packed_launch(rows: int, columns: int, tokens: int, target: Target, format: str) -> MatrixLaunch:
-    """A step is 128 columns, or a k-quant's 256; as above otherwise."""
+    """A step is 128 columns, or a k-quant's 256. Instructions bind here before bytes do, so that warps are few and own many rows:
+    each repeats the addresses, x and the scales' bookkeeping. Long rows have warps enough to keep loads in flight.
+    """
     steps = max(columns // (256 if format in SUPER_BLOCKS else 128), 1)
-    groups, fill = (2 if tokens <= 8 else 4), (1.1 if tokens <= 8 else 0.7)
+    groups = 4 if tokens <= 8 and rows >= 8192 else 2  # with 16 tokens four groups' sums don't fit into the registers
     blocks = -(-rows // (16 * groups))
-    splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
+    splits = next((n for n in (1, 2, 4) if blocks * n >= 0.9 * target.sms), 4)
     while splits > 1 and steps % splits:
         splits //= 2
-    warps = next((n for n in (8, 4, 2) if steps % (n * splits) == 0 and n * splits <= steps), 4 if steps >= 8 * splits else 1)
+    wanted = 4 if columns >= 4096 else 2
+    warps = next((n for n in (wanted, 2) if steps % (n * splits) == 0), 4 if steps >= 8 * splits else 1)
     return MatrixLaunch(groups, warps, splits, 8 if tokens <= 8 else 16)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from granite_kernels.formats import NAMES, get
-from granite_kernels.linear import composed
+from granite_kernels.launch import INTERPRETED, matrix_launch
+from granite_kernels.linear import composed, launches
 from granite_kernels.weight import Part, Weight
 from tests.packed_cases import random_part
 from tests.test_linear import BF16, FP16, FP32, ORDERS, Call, make, verify
@@ -47,8 +48,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
-@pytest.mark.parametrize("tokens", [1, 5, 16])
+@pytest.mark.parametrize(("dtype", "tokens"), [(BF16, 1), (BF16, 2), (BF16, 16), (FP16, 5), (FP32, 5)])
 @pytest.mark.parametrize("format", NAMES)
 def test_every_format(format: str, tokens: int, dtype: torch.dtype) -> None:
     verify(pack(make("norm_logits", 1, tokens, dtype, columns=512, rows=35), (format,)), ORDERS[:1])
@@ -61,11 +61,27 @@ def test_every_operation(name: str, tokens: int, dtype: torch.dtype) -> None:
     verify(pack(make(name, 1, tokens, dtype, columns=256, rows=96), ("q4_k",)))
 
 
+@pytest.mark.parametrize(
+    ("format", "columns"), [("q4_0", 576), ("q8_0", 576), ("int8", 1536), ("fp8", 32), ("q4_k", 1536), ("q5_1", 12800)]
+)
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_columns_that_fill_no_step(format: str, columns: int, dtype: torch.dtype) -> None:
+    verify(pack(make("norm_logits", 1, 3, dtype, columns=columns, rows=17), (format,)), ORDERS[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "columns"), [(name, 2048) for name in NAMES] + [("q4_k", 8192), ("q6_k", 8192)])
+def test_real_sizes(format: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every column, some rows, the launch that the whole matrix would get."""
+    shape = matrix_launch(2048, columns, 1, INTERPRETED, format)
+    monkeypatch.setattr(launches, "matrix_launch", lambda *_: shape)
+    verify(pack(make("linear_add", 1, 1, columns=columns, rows=33), (format,)), ORDERS[:1])
+
+
 MIXED = [("q4_k", "q4_k", "q6_k"), ("q4_k", "q6_k"), ("dense", "q8_0"), ("q5_0", "dense", "int8"), ("int4_g128", "q3_k")]
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP32])
-@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize(("dtype", "tokens"), [(BF16, 1), (BF16, 16), (FP32, 5)])
 @pytest.mark.parametrize("name", ["linear_add", "norm_qkv_rope_append", "norm_gate_up_swiglu"])
 @pytest.mark.parametrize("formats", MIXED)
 def test_formats_mixed_in_one_launch(formats: tuple[str, ...], name: str, tokens: int, dtype: torch.dtype) -> None:
