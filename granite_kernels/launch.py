@@ -77,9 +77,9 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
     if tokens == 1:
         groups, fill = (2 if rows >= 8192 else 1), 1.1
     elif tokens <= 8:
-        groups, fill = 2, 1.4
+        groups, fill = (1 if rows * columns <= 1 << 22 else 2), 1.4  # a small matrix needs the programs
     else:
-        groups, fill = 4, 0.7
+        groups, fill = 4, (0.75 if columns >= 4096 else 0.7)
     blocks = -(-rows // (16 * groups))
     splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
     while splits > 1 and units % (4 * splits):

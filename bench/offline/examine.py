@@ -17,7 +17,7 @@ from granite_kernels.errors import GraniteError
 from . import metrics, sampling
 from .cards import cards_of
 from .child import in_child, load_entry
-from .roofline import Examined, bound
+from .roofline import Bound, Examined, bound
 
 STEP = f"{__package__}.steps:decode_step"
 
@@ -83,6 +83,21 @@ class Report:
             "total": {**total, "modelled_seconds": {card.name: self.modelled(card.name) for card in cards}},
             "launches": launches,
         }
+
+
+def from_json(record: dict[str, Any]) -> Report:
+    """The inverse of `Report.to_json`."""
+    fields = [field.name for field in dataclasses.fields(Bound)]
+    launches = tuple(
+        Examined(
+            sampling.from_json(launch["traffic"]),
+            metrics.from_json(launch["metrics"]),
+            launch["times"],
+            tuple(Bound(**{name: given[name] for name in fields}) for given in launch["bounds"]),
+        )
+        for launch in record["launches"]
+    )
+    return Report(Case(**record["case"]), record["arch"], record["triton"], record["layers"], launches)
 
 
 def run_step(entry: str, preset: str, quantization: str, batch: int, context: int, layers: int, arch: int) -> None:
