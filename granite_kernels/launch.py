@@ -170,6 +170,38 @@ def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledL
     return dataclasses.replace(shape, splits=splits)
 
 
+# ------------------------------------------------------------------ experts
+
+
+def experts_launch(columns: int, tokens: int, format: str) -> MatrixLaunch:
+    """Of one expert's rows. Compiled, 2026-11 (no card yet). k is not shared: the experts fill the card between them."""
+    step = 32 if format == "dense" else 64 if format in EIGHT_BITS else 256 if format in SUPER_BLOCKS else 128  # columns of a warp
+    wanted = 2 if tokens > 8 and columns < 1024 else 4
+    warps = next((n for n in (wanted, 2) if columns % (n * step) == 0), wanted if columns >= wanted * step else 1)
+    groups = 2 if tokens > 8 or columns < 1024 or format != "dense" else 1  # enough bytes for what a program does beside the weights
+    return MatrixLaunch(groups, warps, 1, 8 if tokens <= 8 else 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedLaunch:
+    """Shape of a grouped product: tiles of block_m choices of one expert, block_n of its rows and block_k columns."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+def grouped_launch(choices: int, experts: int, dtype: torch.dtype) -> GroupedLaunch:
+    """Compiled, 2026-11 (no card yet). Two shapes: up to 64 choices an expert the weights' bytes are what counts."""
+    if dtype == torch.float32:
+        return GroupedLaunch(32, 32, 32, 4, 1)  # no tensor cores: registers limit
+    if choices <= 64 * experts:
+        return GroupedLaunch(64, 64, 64, 4, 3)
+    return GroupedLaunch(128, 64, 64, 8, 3)
+
+
 # ------------------------------------------------------------------ attention
 
 

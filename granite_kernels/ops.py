@@ -79,8 +79,9 @@ FILES = {
     "sample": "sample",
     "sample_step": "sample",
 }
-NO_KERNEL = "there is no Triton kernel yet"
-WITH_WORKSPACE = frozenset({"norm_qkv_rope_append", "attention_decode", "linear_add", "norm_gate_up_swiglu", "norm_logits"})
+WITH_WORKSPACE = frozenset(
+    {"norm_qkv_rope_append", "attention_decode", "linear_add", "norm_gate_up_swiglu", "experts_down_add", "norm_logits"}
+)
 
 
 def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -102,9 +103,9 @@ def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 def choose(backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool = False, workspace: Workspace | None = None) -> Ops:
     """The operations for a model of `dtype` on `device`; `moe` says whether it is a mixture of experts.
 
-    "auto": Triton on a GPU, PyTorch elsewhere. "triton": Triton or a GraniteError. "torch": plain PyTorch. An operation without
-    a Triton kernel is PyTorch's, and its row in `choices` says so; so does one whose kernel turns out not to compile when it is first
-    called, but for "triton", where the call raises a GraniteError.
+    "auto": Triton on a GPU, PyTorch elsewhere. "triton": Triton or a GraniteError. "torch": plain PyTorch. An operation whose kernel
+    turns out not to compile when it is first called becomes PyTorch's, and its row in `choices` says so, but for "triton", where the
+    call raises a GraniteError.
     """
     if backend not in BACKENDS:
         raise GraniteError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
@@ -113,28 +114,17 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, *, moe: bool 
         reason = reason or "the interpreter is for tests; ask for backend='triton'"
     if backend == "triton" and reason is not None:
         raise GraniteError(f"backend 'triton' can't be honoured: {reason}; use backend='auto' or 'torch'")
-    if backend == "triton" and moe:
-        raise GraniteError(f"backend 'triton' can't be honoured: {NO_KERNEL} for experts; use backend='auto' or 'torch'")
+    package = "kernels" if reason is None else "reference"
     callables: dict[str, Op] = {}
     choices = []
     for role, file in FILES.items():
-        op, why = (None, reason) if reason is not None else _kernel(role, file)
-        if op is None:
-            callables[role] = getattr(importlib.import_module(f"granite_kernels.reference.{file}"), role)
-            if moe or file != "moe":
-                choices.append(Choice(role, f"reference.{file}.{role}", False, why or ""))
-            continue
-        if role in WITH_WORKSPACE and workspace is not None:
+        op: Op = getattr(importlib.import_module(f"granite_kernels.{package}.{file}"), role)
+        if reason is None and role in WITH_WORKSPACE and workspace is not None:
             op = functools.partial(op, workspace=workspace)
-        callables[role] = Guarded(
-            role, op, getattr(importlib.import_module(f"granite_kernels.reference.{file}"), role), strict=backend == "triton"
-        )
-        choices.append(Choice(role, f"kernels.{file}.{role}", True, ""))
+        if reason is None:
+            plain = getattr(importlib.import_module(f"granite_kernels.reference.{file}"), role)
+            op = Guarded(role, op, plain, strict=backend == "triton")
+        callables[role] = op
+        if moe or file != "moe":
+            choices.append(Choice(role, f"{package}.{file}.{role}", reason is None, reason or ""))
     return Ops(**callables, chosen=tuple(choices))
-
-
-def _kernel(role: str, file: str) -> tuple[Op | None, str | None]:
-    if file == "moe":
-        return None, NO_KERNEL
-    module = importlib.import_module(f"granite_kernels.kernels.{file}")
-    return getattr(module, role), None

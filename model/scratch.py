@@ -7,6 +7,7 @@ import itertools
 from torch import Tensor
 
 from granite_kernels.kernels.attention_decode import workspace_size as attention_workspace
+from granite_kernels.kernels.moe import workspace_size as experts_workspace
 from granite_kernels.launch import DECODE_TOKENS, target
 from granite_kernels.linear.launches import GATE_UP, NEIGHBOURS
 from granite_kernels.linear.launches import workspace_size as matrix_workspace
@@ -27,6 +28,10 @@ def workspace_size(config: GraniteConfig, like: Tensor, weights: Weights | None 
     matrices = _dense(config) if weights is None else _matrices(config, weights)
     for tokens in range(1, DECODE_TOKENS + 1):
         sizes += [matrix_workspace(*matrix, tokens, where) for matrix in matrices]
+        if config.is_moe:
+            downs = {DENSE} if weights is None else {layer.experts.down.parts[0].format for layer in weights.layers if layer.experts}
+            experts = tokens, config.num_experts_per_tok, config.hidden_size, config.intermediate_size
+            sizes += [experts_workspace(*experts, format) for format in downs]
         for batch in (b for b in range(1, tokens + 1) if tokens % b == 0):
             sizes.append(attention_workspace(batch, config.num_key_value_heads, config.group, config.head_dim, tokens // batch, where))
     return max(tickets for tickets, _ in sizes), max(partials for _, partials in sizes)

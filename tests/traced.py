@@ -48,9 +48,9 @@ def run(call: Callable[[], Sequence[Tensor]], orders: Sequence[Order] = ORDERS) 
     return first, launches
 
 
-def cost(module: ModuleType, launch: Launch, args: dict[str, Any]) -> dict[str, Any]:
+def cost(module: ModuleType, launch: Launch, args: dict[str, Any], function: str = "_cost") -> dict[str, Any]:
     """What the launch metadata of the module's kernels says of a launch, which only a compiled launch would ask for."""
-    return module._cost(launch.grid, SimpleNamespace(name=launch.name), args)
+    return getattr(module, function)(launch.grid, SimpleNamespace(name=launch.name), args)
 
 
 class Guarded:

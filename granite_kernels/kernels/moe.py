@@ -1,4 +1,8 @@
-"""The router of a mixture of experts, fused with the norm before it: h = rms_norm(x), its experts and their shares.
+"""A mixture of experts: the router, fused with the norm before it, and the chosen experts.
+
+Experts are an index into one weight: expert e owns rows e * 2 inner .. of `gate_up` (gate rows first) and e * hidden .. of `down`.
+One to sixteen tokens take one launch for gate|up and one for down (granite_kernels/linear/experts.py), more a grouped product over
+choices sorted by expert (grouped.py); which experts were chosen stays on the device. The router is here:
 
     logits = h @ router.T;  the top_k largest, the lower index first where they tie;  shares = softmax over the chosen
 
@@ -18,6 +22,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES, WIDEST_ROW, route_launch, target
+from granite_kernels.linear import experts_operations
+from granite_kernels.linear.experts_operations import workspace_size
+from granite_kernels.linear.regimes import is_skinny
+from granite_kernels.linear.rows import unpack
+from granite_kernels.weight import DENSE, Weight, dense_matrix
+from granite_kernels.workspace import Workspace
 
 
 def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -150,3 +160,85 @@ def norm_route(x: Tensor, norm: Tensor, router: Tensor, *, top_k: int, eps: floa
         raise GraniteError("x, norm and router must be contiguous")
     h, chosen, shares = _norm_route(x, norm, router, top_k, eps)
     return h, chosen, shares
+
+
+# ------------------------------------------------------------------ the experts
+
+
+def _check(x: Tensor, weight: Weight, chosen: Tensor, experts: int) -> None:
+    rows, columns = weight.shape
+    if rows % experts or x.shape[-1] != columns:
+        raise GraniteError(f"x {tuple(x.shape)} and a weight [{rows}, {columns}] of {experts} experts don't go together")
+    if x.dtype not in DTYPES:
+        raise GraniteError(f"x is {x.dtype}: expected float32, bfloat16 or float16")
+    if chosen.dtype != torch.int32 or not chosen.is_contiguous():
+        raise GraniteError(f"chosen is {chosen.dtype}: expected contiguous int32 [batch, tokens, top_k]")
+
+
+def _takes_a_step(stream: Tensor, weight: Weight) -> bool:
+    """Whether the kernels of a step serve it."""
+    return is_skinny(stream, weight) and len(weight.parts) == 1
+
+
+def _matrix(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The weight as one dense matrix with contiguous rows, packed ones decoded for this call."""
+    parts = [dense_matrix(part, dtype) if part.format == DENSE else unpack(part, dtype) for part in weight.parts]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+
+def experts_gate_up_swiglu(h: Tensor, gate_up: Weight, chosen: Tensor, *, experts: int) -> Tensor:
+    """silu(gate) * up of each token's chosen experts.
+
+    h [batch, tokens, hidden]; gate_up [experts * 2 * inner, hidden]; chosen int32 [batch, tokens, top_k], below `experts` and
+    different for a token. Returns [batch, tokens, top_k, inner]. A token's bits depend on the number of tokens in the call alone, in
+    classes: 1, 2 to 8, 9 to 16, and by the shape of the grouped product beyond. Raises GraniteError.
+    """
+    _check(h, gate_up, chosen, experts)
+    rows = gate_up.shape[0] // experts
+    if rows % 2 or chosen.shape[:-1] != h.shape[:-1]:
+        raise GraniteError(f"h {tuple(h.shape)}, chosen {tuple(chosen.shape)} and {rows} rows an expert don't go together")
+    if chosen.numel() == 0:
+        return h.new_empty(*chosen.shape, rows // 2)
+    h = h.contiguous()
+    if _takes_a_step(h, gate_up):
+        (part,) = gate_up.parts
+        return experts_operations.experts_gate_up_swiglu(h, list(part.planes), part.format, experts, rows, chosen)
+    order, starts = experts_operations.sort_choices(chosen, experts)
+    return experts_operations.grouped_gate_up_swiglu(h, _matrix(gate_up, h.dtype), chosen, order, starts)
+
+
+def experts_down_add(
+    inner: Tensor, down: Weight, chosen: Tensor, shares: Tensor, residual: Tensor, *, scale: float, workspace: Workspace | None = None
+) -> Tensor:
+    """residual + scale * sum over a token's experts, in the order they were chosen, of shares * (inner @ down.T).
+
+    inner [batch, tokens, top_k, inner]; down [experts * hidden, inner]; chosen int32 and shares float32 [batch, tokens, top_k];
+    residual [batch, tokens, hidden]. Bits as those of experts_gate_up_swiglu. Raises GraniteError.
+    """
+    rows = residual.shape[-1]
+    experts = max(down.shape[0] // rows, 1)
+    _check(inner, down, chosen, experts)
+    if down.shape[0] % rows or not inner.shape[:-1] == chosen.shape == shares.shape or residual.shape[:-1] != chosen.shape[:-1]:
+        raise GraniteError(
+            f"inner {tuple(inner.shape)}, chosen {tuple(chosen.shape)}, shares {tuple(shares.shape)} and residual {tuple(residual.shape)} "
+            f"don't go together with a weight {list(down.shape)}"
+        )
+    if shares.dtype != torch.float32 or residual.dtype != inner.dtype:
+        raise GraniteError(f"shares are {shares.dtype}, residual {residual.dtype}: expected float32 and {inner.dtype}, as inner")
+    if chosen.numel() == 0:
+        return residual.clone()
+    inner, shares, residual = inner.contiguous(), shares.contiguous(), residual.contiguous()
+    if _takes_a_step(residual, down):
+        (part,) = down.parts
+        need = workspace_size(chosen.numel() // chosen.shape[-1], chosen.shape[-1], rows, inner.shape[-1], part.format)
+        if workspace is None:
+            workspace = Workspace.allocate(*need, inner.device)
+        workspace.need(*need)
+        return experts_operations.experts_down_add(
+            inner, list(part.planes), part.format, experts, rows, chosen, shares, residual, workspace.tickets, workspace.partials, scale
+        )
+    order, starts = experts_operations.sort_choices(chosen, experts)
+    return experts_operations.grouped_down_add(inner, _matrix(down, inner.dtype), order, starts, shares, residual, scale)
+
+
+__all__ = ["experts_down_add", "experts_gate_up_swiglu", "norm_route", "workspace_size"]

@@ -90,7 +90,7 @@ def step_dense(
 
 @triton.jit
 def piece_product(
-    x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, rows, base, half, eps,
+    x_ptr, norm_ptr, planes, ends, order, block, split, tokens, rows, base, half, eps,
     PIECE: tl.constexpr, GROUPS: tl.constexpr, NORM: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     """As `product`, of one piece: `block` counts its blocks, `rows` its rows."""
@@ -123,11 +123,11 @@ def piece_product(
         LINE: tl.constexpr = 128 // (weight_row.dtype.element_ty.primitive_bitwidth // 8)
         prefetch(weight_row + tl.minimum((split * WARPS + warp) * (CHUNK * LENGTH // COLUMNS) + lane * LINE, LENGTH - 1))
         gdc_wait()
-    inverse = inverse_rms(x_ptr, order_ptr, tokens, eps, COLUMNS, TOKENS, SHAPE.one) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
+    inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, SHAPE.one) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
     token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
-    x_row = x_ptr + (token if order_ptr is None else tl.load(order_ptr + token)).to(tl.int64) * COLUMNS
+    x_row = x_ptr + (token if order is None else tl.reshape(order, (TOKENS // 8, 1, 8, 1, 1))).to(tl.int64) * COLUMNS
     token = tl.minimum(tl.arange(0, TOKENS)[None, :, None], tokens - 1)
-    x_rows = x_ptr + (token if order_ptr is None else tl.load(order_ptr + token)).to(tl.int64) * COLUMNS
+    x_rows = x_ptr + (token if order is None else order[None, :, None]).to(tl.int64) * COLUMNS
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
     products = tl.zeros((WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
     # the same places for what belongs to whole units: lanes [rep, WARPS, g, t], and the sums' rows
@@ -186,13 +186,13 @@ def first_rows(block, half, GROUPS: tl.constexpr):
 
 @triton.jit
 def product(
-    x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, base, half, eps, NORM: tl.constexpr, SHAPE: tl.constexpr
+    x_ptr, norm_ptr, planes, ends, order, block, split, tokens, base, half, eps, NORM: tl.constexpr, SHAPE: tl.constexpr
 ):  # fmt: skip
     """This program's share of the product, float32 [16 groups, TOKENS], rows ordered [group, first | second, 8]; and of each
     token's sum of squares, float32 [TOKENS], where NORM is 1.
 
-    x_ptr [*, columns]: token m is row m or, unless order_ptr is None, row order[m]; planes of all pieces; ends, the row behind each
-    part; `base` is added to every row: the first of the expert that is meant.
+    x_ptr [*, columns]: token m is row m or, unless it is None, row order[m], order int32 [TOKENS]; planes of all pieces; ends, the row
+    behind each part; `base` is added to every row: the first of the expert that is meant.
     """
     GROUPS: tl.constexpr = SHAPE.groups
     TOKENS: tl.constexpr = SHAPE.tokens
@@ -200,16 +200,16 @@ def product(
     if SHAPE.across:  # neighbours of either piece
         inner = ends[0]
         a, squares = piece_product(
-            x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, inner, base, 8, eps, 0, GROUPS // 2, NORM, SHAPE
+            x_ptr, norm_ptr, planes, ends, order, block, split, tokens, inner, base, 8, eps, 0, GROUPS // 2, NORM, SHAPE
         )  # fmt: skip
         b, _ = piece_product(
-            x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, inner, base, 8, eps, 1, GROUPS // 2, NORM, SHAPE
+            x_ptr, norm_ptr, planes, ends, order, block, split, tokens, inner, base, 8, eps, 1, GROUPS // 2, NORM, SHAPE
         )  # fmt: skip
         y = tl.permute(tl.reshape(tl.join(a, b), (GROUPS, 8, TOKENS, 2)), (0, 3, 1, 2))
         return tl.reshape(y, (16 * GROUPS, TOKENS)), squares
     elif PIECES == 1:
         return piece_product(
-            x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, ends[len(ends) - 1], base, half, eps, 0, GROUPS, NORM, SHAPE
+            x_ptr, norm_ptr, planes, ends, order, block, split, tokens, ends[len(ends) - 1], base, half, eps, 0, GROUPS, NORM, SHAPE
         )  # fmt: skip
     else:
         piece, block, start, end = place(block, ends, half, SHAPE)
@@ -217,7 +217,7 @@ def product(
         for index in tl.static_range(PIECES):
             if piece == index:
                 y, squares = piece_product(
-                    x_ptr, norm_ptr, planes, ends, order_ptr, block, split, tokens, end - start, base, half, eps, index, GROUPS, NORM, SHAPE
+                    x_ptr, norm_ptr, planes, ends, order, block, split, tokens, end - start, base, half, eps, index, GROUPS, NORM, SHAPE
                 )  # fmt: skip
         return y, squares
 

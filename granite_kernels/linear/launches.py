@@ -26,7 +26,7 @@ def _kwidth(format: str) -> int:
     return 2 if format == DENSE or TRITON >= (3, 8) else 4
 
 
-def _pieces(planes: list[Tensor], names: list[str], columns: int, shares: int) -> tuple[list[Tensor], list[Piece]]:
+def pieces_of(planes: list[Tensor], names: list[str], columns: int, shares: int) -> tuple[list[Tensor], list[Piece]]:
     """The planes as kernels take them, and the pieces: one of all dense parts if there are no others, else one a part."""
     if set(names) == {DENSE}:
         return planes, [Piece(DENSE, 0, len(planes), matrix_unroll(columns, shares, DENSE), _kwidth(DENSE), 0, 0, 0, 0)]
@@ -74,7 +74,7 @@ def arguments(
     where = target(x)
     chosen = weight_launch(ends, columns, half, names, tokens, where)
     across = is_across(half, names)
-    given, pieces = _pieces(planes, names, columns, chosen.warps * chosen.splits)
+    given, pieces = pieces_of(planes, names, columns, chosen.warps * chosen.splits)
     pdl = x.is_cuda and where.arch >= 90
     shape = Shape(columns, tuple(pieces), chosen.groups, chosen.tokens, tokens == 1, chosen.warps, chosen.splits, across, pdl)
     common = dict(

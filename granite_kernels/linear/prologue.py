@@ -21,12 +21,11 @@ from granite_kernels.linear.fragments import left_fragment, right_fragment
 
 
 @triton.jit
-def inverse_rms(x_ptr, order_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ONE: tl.constexpr):
+def inverse_rms(x_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, ONE: tl.constexpr):
     """1 / sqrt(mean(x^2) + eps) of every token, float32 [TOKENS]; rows past `tokens` repeat the last."""
     SIZE: tl.constexpr = 1 if ONE else TOKENS
     WIDE: tl.constexpr = triton.next_power_of_2(COLUMNS) if COLUMNS * SIZE <= 16384 else 16384 // SIZE
-    token = tl.minimum(tl.arange(0, SIZE), tokens - 1)
-    token = (token if order_ptr is None else tl.load(order_ptr + token)).to(tl.int64)[:, None] * COLUMNS
+    token = tl.minimum(tl.arange(0, SIZE), tokens - 1).to(tl.int64)[:, None] * COLUMNS
     squares = tl.zeros((SIZE,), tl.float32)
     for begin in tl.static_range(0, COLUMNS, WIDE):
         k = begin + tl.arange(0, WIDE)[None, :]

@@ -20,15 +20,20 @@ HALVES = (torch.bfloat16, torch.float16)
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """x [..., columns] @ weight.T: [..., rows]."""
-    products = [_product(x, dense_matrix(part, x.dtype)) for part in weight.parts]
+    products = [product(x, dense_matrix(part, x.dtype)) for part in weight.parts]
     return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
 
-def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.dtype in HALVES and x.shape[:-1].numel() > 4 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        # without 16-bit instructions PyTorch's product of many rows is some fifty times slower than float32's; both sum in float32
-        return F.linear(x.float(), matrix.float()).to(x.dtype)
-    return F.linear(x, matrix)
+def product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x [..., columns] @ matrix.T, both dense and of one dtype."""
+    return F.linear(x.float(), matrix.float()).to(x.dtype) if slow_in_16_bits(x) else F.linear(x, matrix)
+
+
+def slow_in_16_bits(x: Tensor) -> bool:
+    """Whether float32 is the faster detour for a product with x: without 16-bit instructions PyTorch's product of many rows is some
+    fifty times slower than float32's; both sum in float32.
+    """
+    return x.device.type == "cpu" and x.dtype in HALVES and x.shape[:-1].numel() > 4 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def linear_add(x: Tensor, weight: Weight, residual: Tensor, *, scale: float) -> Tensor:

@@ -5,12 +5,11 @@ Experts are an index into one weight: expert e owns rows e * 2 inner .. of `gate
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from granite_kernels.reference.linear import product, slow_in_16_bits
 from granite_kernels.reference.norm import rms_norm
 from granite_kernels.reference.swiglu import swiglu
 from granite_kernels.weight import Weight, dense_matrix
@@ -35,12 +34,10 @@ def experts_gate_up_swiglu(h: Tensor, gate_up: Weight, chosen: Tensor, *, expert
     h [batch, tokens, hidden]; gate_up [experts * 2 * inner, hidden]; chosen int32 [batch, tokens, top_k].
     Returns [batch, tokens, top_k, inner].
     """
-    inner = gate_up.shape[0] // experts // 2
-    out = h.new_empty(*chosen.shape, inner)
-    flat, rows = h.flatten(0, -2), out.flatten(0, 1)
-    for expert, token, slot in _by_expert(chosen):
-        rows[token, slot] = swiglu(F.linear(flat[token], _rows(gate_up, expert, 2 * inner, h.dtype)))
-    return out
+    order = chosen.flatten().argsort(stable=True)
+    x = h.flatten(0, -2).index_select(0, order // chosen.shape[-1])
+    sorted_inner = swiglu(_grouped(x, gate_up, chosen, gate_up.shape[0] // experts))
+    return sorted_inner.index_select(0, order.argsort()).view(*chosen.shape, sorted_inner.shape[-1])
 
 
 def experts_down_add(inner: Tensor, down: Weight, chosen: Tensor, shares: Tensor, residual: Tensor, *, scale: float) -> Tensor:
@@ -49,25 +46,22 @@ def experts_down_add(inner: Tensor, down: Weight, chosen: Tensor, shares: Tensor
     inner [batch, tokens, top_k, inner]; down [experts * hidden, inner]; chosen int32 and shares float32 [batch, tokens, top_k];
     residual [batch, tokens, hidden].
     """
-    hidden = residual.shape[-1]
-    products = residual.new_empty(*chosen.shape, hidden)
-    rows, flat = products.flatten(0, 1), inner.flatten(0, 1)
-    for expert, token, slot in _by_expert(chosen):
-        rows[token, slot] = F.linear(flat[token, slot], _rows(down, expert, hidden, inner.dtype))
-    weighted = products * shares.to(products.dtype)[..., None]
-    return residual + weighted.sum(dim=2) * scale
+    order = chosen.flatten().argsort(stable=True)
+    products = _grouped(inner.flatten(0, 2).index_select(0, order), down, chosen, residual.shape[-1])
+    products = products.index_select(0, order.argsort()).view(*chosen.shape, products.shape[-1])
+    return residual + products.mul_(shares.to(products.dtype)[..., None]).sum(dim=2) * scale
 
 
-def _by_expert(chosen: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For every expert that a token chose: (expert, the tokens' indices, the places among their choices)."""
-    top_k = chosen.shape[-1]
-    flat = chosen.flatten().long()
-    order = flat.argsort(stable=True)
-    ids, counts = flat.unique(return_counts=True)
-    for expert, places in zip(ids.tolist(), order.split(counts.tolist()), strict=True):
-        yield expert, places // top_k, places % top_k
-
-
-def _rows(weight: Weight, expert: int, rows: int, dtype: torch.dtype) -> Tensor:
+def _grouped(x: Tensor, weight: Weight, chosen: Tensor, rows: int) -> Tensor:
+    """Each x [choices, columns], sorted by expert, times its expert's `rows` rows: [choices, rows]."""
     (part,) = weight.parts
-    return dense_matrix(part, dtype)[expert * rows : (expert + 1) * rows]
+    matrix = dense_matrix(part, x.dtype)
+    ids, counts = (found.tolist() for found in chosen.unique(return_counts=True))
+    out = x.new_empty(x.shape[0], rows)
+    for expert, group, place in zip(ids, x.split(counts), out.split(counts), strict=True):
+        own = matrix[expert * rows : (expert + 1) * rows]
+        if slow_in_16_bits(group):
+            place.copy_(product(group, own))
+        else:
+            torch.mm(group, own.T, out=place)
+    return out
