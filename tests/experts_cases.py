@@ -41,10 +41,14 @@ class Call:
         if dtype == torch.float64:
             values = {name: tensor.double() if name == "shares" else tensor for name, tensor in values.items()}
         weight = "gate_up" if "gate_up" in values else "down"
-        values[weight] = Weight.dense(values[weight])
+        values[weight] = self.matrix(values[weight].dtype)
         scalars = {"experts": self.experts} if weight == "gate_up" else {"scale": 0.22}
         result: Tensor = getattr(module, self.name)(**values, **scalars, **extra)
         return result
+
+    def matrix(self, dtype: torch.dtype) -> Weight:
+        """The weight that the operation takes, for a call in `dtype`."""
+        return Weight.dense(self.weight.to(dtype))
 
     @property
     def weight(self) -> Tensor:
