@@ -12,7 +12,7 @@ def accelerate(hf_model: Any, *, backend: str = "auto", strict: bool = False) ->
 
     GraniteForCausalLM, GraniteMoeForCausalLM, GraniteMoeSharedForCausalLM and LlamaForCausalLM, also wrapped by PEFT. The layers,
     the last norm and the head get a forward in the instance; everything else is transformers' own: generate, caches, masks, saving.
-    backend: "auto" is Triton on a GPU and plain PyTorch elsewhere, and warns once of what runs on neither kernel nor plan; "triton"
+    backend: "auto" is Triton on a GPU and plain PyTorch elsewhere, and warns once of what isn't on kernels; "triton"
     and "torch" are taken at their word or refused. strict: raise where a module would be left to transformers.
 
     Left alone, and listed by `status`: projections of other classes (PEFT's, bitsandbytes', other quantizers'), sharded weights
