@@ -9,7 +9,7 @@ import torch
 
 from granite_kernels import launch
 from granite_kernels.launch import MatrixLaunch, Target
-from granite_kernels.linear import operations
+from granite_kernels.linear import launches
 from tests import tiny
 
 CHAT = "{% for m in messages %}w1 {{ m['content'] }} w2 {% endfor %}"
@@ -65,7 +65,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs with tiles that no GPU would take: a program costs the interpreter some ten milliseconds, whatever its size."""
 
     def shape(rows: int, columns: int, tokens: int, target: Target, format: str = "dense") -> MatrixLaunch:
-        return MatrixLaunch(groups=16, warps=4, splits=1, unroll=1, tokens=8 if tokens <= 8 else 16)
+        return MatrixLaunch(groups=16, warps=4, splits=1, tokens=8 if tokens <= 8 else 16)
 
     monkeypatch.setattr(launch, "INTERPRETED", Target(arch=90, sms=1))
-    monkeypatch.setattr(operations, "matrix_launch", shape)
+    monkeypatch.setattr(launches, "matrix_launch", shape)
