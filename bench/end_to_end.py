@@ -25,7 +25,8 @@ from .rows import ERROR, LEFT_OUT, OK, REFUSED, Row
 from .shapes import step_bytes
 
 WINDOW = 4  # tokens: what ours hands over at a time on a GPU; times of a token are means over so many, for everybody
-DISAGREEMENT = 0.1  # of the logits' own spread: more isn't rounding
+# root mean square of a difference over the logits' own spread: rounding through 40 layers gives a tenth of it, a fault about 1
+DISAGREEMENT = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 FIRST_ID = 1000  # random prompts leave the special tokens out
 
 
@@ -82,7 +83,7 @@ def run(
     del ours  # where it isn't the engine only the weights stay, which are shared
     disagreement = differs(engine, plain, config.vocab_size, device)
     del plain
-    if not disagreement <= DISAGREEMENT:
+    if not disagreement <= DISAGREEMENT[dtype]:
         note = f"logits differ from the plain path's by {disagreement:.3f} of their spread: wrong, so not timed"
         yield about | {"test": "all", "batch": None, "context": 0, "status": REFUSED, "note": note}
         return
@@ -116,11 +117,11 @@ def run(
 
 
 def differs(engine: Engine, plain: Ours, vocab: int, device: torch.device) -> float:
-    """The largest difference of logits of a short text, over their standard deviation."""
+    """The root mean square difference of the logits of a short text, over their standard deviation."""
     ids = random_ids(1, 24, vocab, device)
     with torch.no_grad():
         actual, expected = engine.logits(ids).float(), plain.logits(ids).float()
-    return ((actual - expected).abs().max() / expected.std()).item()
+    return ((actual - expected).square().mean().sqrt() / expected.std()).item()
 
 
 def random_ids(batch: int, tokens: int, vocab: int, device: torch.device, seed: int = 0) -> Tensor:

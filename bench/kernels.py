@@ -25,6 +25,7 @@ from .shapes import Setting
 FILES = ("linear", "attention_decode", "attention", "moe", "norm", "rope", "swiglu", "embed", "sample")
 FORMATS = {"q4_k_m": "q4_k", "int4": "int4_g128", "none": DENSE}  # what a matrix of the model's format is stored as
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARES = {"linear": 6, "moe": 3}  # of the time, against 1: where most is to be measured
 TIMING = 0.3  # seconds an implementation
 
 
@@ -80,7 +81,9 @@ def run(
     roof = measure_roof(where, DTYPES[dtype], quick=quick)
     yield from roof.rows(DTYPES[dtype])
     names = [name for name in ops if name not in FILES]
-    for file in files:
+    for place, file in enumerate(files):
+        left = max(until - time.monotonic(), 0.0)
+        share = left * SHARES.get(file, 1) / sum(SHARES.get(name, 1) for name in files[place:])
         arguments: dict[str, Any] = dict(
             file=file,
             preset=preset,
@@ -92,11 +95,11 @@ def run(
             device=str(where),
             quick=quick,
             roof=[roof.copy, roof.read, roof.matmul],
-            until=until,
+            until=time.monotonic() + share,
         )
         if on_gpu:
             failed = {"kind": "kernel", "op": file, "size": "", "tokens": 0, "format": "", "dtype": dtype, "implementation": ""}
-            yield from stream(f"{__name__}:run_file", arguments, timeout=max(until - time.monotonic(), 1) + 60, failed=failed)
+            yield from stream(f"{__name__}:run_file", arguments, timeout=share + 30, failed=failed)
         else:
             yield from run_file(**arguments)
 

@@ -25,7 +25,7 @@ def liger(name: str, adapt: Callable[[Inputs], Inputs] | None = None, *, whole: 
         try:
             function = getattr(importlib.import_module("liger_kernel.transformers.functional"), name)
         except (ImportError, AttributeError) as error:
-            raise AbsentError(f"liger-kernel with {name} is not installed") from error
+            raise AbsentError("liger-kernel is not installed") from error
         if not torch.cuda.is_available():
             raise AbsentError("Liger's kernels need a GPU")
         return lambda *args, **given: function(*args, **given, **keywords)

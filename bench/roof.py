@@ -63,7 +63,7 @@ def measure_roof(device: torch.device, dtype: torch.dtype, *, quick: bool = Fals
         "sum": lambda _: values.sum(),
         "matmul": lambda _: torch.nn.functional.linear(left, right),  # a weight's layout; the other is ten times slower in bf16 on a CPU
     }
-    budget = 0.1 if quick else 0.3
+    budget = 0.3 if quick or on_gpu else 1.0
     with torch.no_grad(), exact_float32():
         if on_gpu:
             times = {name: time_on_gpu(run, 1, budget) for name, run in runs.items()}

@@ -51,7 +51,7 @@ class Plan:
         """With a choice for whatever was left open: on a CPU what ends within five minutes, quick within one."""
         if self.quick:
             choice: dict[str, Any] = dict(
-                prompts=(128,), generated=32 if on_gpu else 8, contexts=(0,), batches=(1,), repeats=2, minutes=0.75
+                prompts=(128,), generated=32 if on_gpu else 8, contexts=(0,), batches=(1,), repeats=2, minutes=0.6
             )
         elif on_gpu:
             choice = dict(

@@ -61,6 +61,10 @@ def tested(row: Row) -> str:
     return f"{row['test']} @ d{row['context']}" if row["context"] else str(row["test"])
 
 
+KERNEL_LEGEND = (
+    "of the roof: the time that bytes and operations need at the measured roof, over the time taken. error: the largest against float64. "
+    "over the rule: a rival less accurate than ours may be. a part: does less than the operation, so it is not compared."
+)
 KERNELS: dict[str, Cell] = {
     "operation": text("op"),
     "size": text("size"),
