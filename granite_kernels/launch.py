@@ -7,6 +7,7 @@ a byte), not yet measured on a card.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -28,10 +29,13 @@ INTERPRETED = Target(arch=90, sms=132)  # on the CPU: the sizes that an H100 wou
 
 def target(tensor: Tensor) -> Target:
     """The target of the device that holds `tensor`."""
-    if not tensor.is_cuda:
-        return INTERPRETED
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return Target(major * 10 + minor, torch.cuda.get_device_properties(tensor.device).multi_processor_count)
+    return _device_target(tensor.device) if tensor.is_cuda else INTERPRETED
+
+
+@functools.cache  # asked for at every launch
+def _device_target(device: torch.device) -> Target:
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target(major * 10 + minor, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def roomy(target: Target) -> bool:
@@ -64,6 +68,7 @@ class MatrixLaunch:
         return (blocks, blocks * self.splits * (16 * self.groups + 1) * self.tokens) if self.splits > 1 else (0, 0)
 
 
+@functools.cache  # asked for at every launch
 def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: str = "dense") -> MatrixLaunch:
     """Compiled for sm_90, 2026-11 (no card yet): chosen for few instructions a byte and 24 KiB in flight a multiprocessor.
 
@@ -238,6 +243,7 @@ class AttentionDecodeLaunch:
     stages: int
 
 
+@functools.cache
 def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionDecodeLaunch:
     """Compiled, 2026-11 (no card yet). Two or three programs a multiprocessor for one sequence, as its cache grows, whatever the
     batch: the split must not depend on the batch, since the order of the sums does on the split.
@@ -267,6 +273,7 @@ class RowLaunch:
 WIDEST_ROW = 16384  # columns that a program's registers hold
 
 
+@functools.cache
 def row_launch(rows: int, width: int) -> RowLaunch:
     """Compiled, 2026-11 (no card yet). About 2,048 values a program, so that short rows share one; 16 to 32 values a thread."""
     padded = 1 << (width - 1).bit_length()

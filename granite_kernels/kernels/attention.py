@@ -23,6 +23,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from granite_kernels.errors import GraniteError
 from granite_kernels.kernels.softmax import attend
 from granite_kernels.launch import attention_launch, target
+from granite_kernels.operation import operation
 
 SIZES = ["q_stride_batch", "q_stride_token", "q_stride_head", "cache_stride_batch", "cache_stride_head", "tokens"]  # of a request
 
@@ -138,7 +139,7 @@ def check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: 
         raise GraniteError(f"scale {scale}: expected a positive number")
 
 
-@torch.library.custom_op("granite_kernels::attention", mutates_args=())
+@operation("granite_kernels::attention", mutates_args=())
 def _attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor, scale: float) -> Tensor:
     batch, tokens, heads, head_dim = q.shape
     kv_heads = k_cache.shape[1]

@@ -28,6 +28,7 @@ from granite_kernels.errors import GraniteError
 from granite_kernels.kernels.attention import SIZES, cache_offset, check
 from granite_kernels.kernels.softmax import attend_tiles, join
 from granite_kernels.launch import DECODE_TOKENS, INTERPRETED, Target, attention_decode_launch, target
+from granite_kernels.operation import operation
 from granite_kernels.workspace import Workspace
 
 
@@ -123,7 +124,7 @@ def workspace_size(batch: int, kv_heads: int, group: int, head_dim: int, tokens:
     return batch * kv_heads * triton.cdiv(rows, 8), batch * kv_heads * splits * rows * (head_dim + 2)
 
 
-@torch.library.custom_op("granite_kernels::attention_decode", mutates_args=("tickets", "partials"))
+@operation("granite_kernels::attention_decode", mutates_args=("tickets", "partials"))
 def _attention_decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, starts: Tensor, tickets: Tensor, partials: Tensor, scale: float
 ) -> Tensor:

@@ -13,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES, target
 from granite_kernels.linear import rows
+from granite_kernels.operation import operation
 from granite_kernels.weight import DENSE, Weight
 
 BLOCK = 1024
@@ -44,7 +45,7 @@ def _embed_kernel(
     tl.store(out_ptr + token * hidden + column, row.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("granite_kernels::embed", mutates_args=())
+@operation("granite_kernels::embed", mutates_args=())
 def _embed(ids: Tensor, weight: Tensor, multiplier: float, dtype: torch.dtype) -> Tensor:
     hidden = weight.shape[1]
     out = torch.empty(*ids.shape, hidden, dtype=dtype, device=weight.device)

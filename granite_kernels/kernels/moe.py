@@ -26,6 +26,7 @@ from granite_kernels.linear import experts_operations
 from granite_kernels.linear.experts_operations import workspace_size
 from granite_kernels.linear.regimes import is_skinny
 from granite_kernels.linear.rows import unpack
+from granite_kernels.operation import operation
 from granite_kernels.weight import DENSE, Weight, dense_matrix
 from granite_kernels.workspace import Workspace
 
@@ -102,7 +103,7 @@ def _norm_route_kernel(
     tl.store(shares_ptr + token * TOP_K + slot, share / tl.sum(share, 0), mask=slot < TOP_K)
 
 
-@torch.library.custom_op("granite_kernels::norm_route", mutates_args=())
+@operation("granite_kernels::norm_route", mutates_args=())
 def _norm_route(x: Tensor, norm: Tensor, router: Tensor, top_k: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     h, chosen, shares = _outputs(x, top_k)
     experts, hidden = router.shape

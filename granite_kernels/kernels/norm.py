@@ -15,6 +15,7 @@ from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES, WIDEST_ROW, row_launch
+from granite_kernels.operation import operation
 
 
 def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def _add_rms_norm_kernel(
     tl.store(out_ptr + row * hidden + column, _normed(added, weight, hidden, eps), mask=inside)
 
 
-@torch.library.custom_op("granite_kernels::rms_norm", mutates_args=())
+@operation("granite_kernels::rms_norm", mutates_args=())
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows, hidden = x.shape
     out = torch.empty_like(x)
@@ -91,7 +92,7 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("granite_kernels::add_rms_norm", mutates_args=())
+@operation("granite_kernels::add_rms_norm", mutates_args=())
 def _add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, scale: float) -> tuple[Tensor, Tensor]:
     rows, hidden = x.shape
     out, added = torch.empty_like(x), torch.empty_like(x)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES
+from granite_kernels.operation import operation
 
 STRIDES = [f"{name}_stride_{dim}" for name in "qkv" for dim in ("batch", "token", "head")]
 STRIDES += ["cache_stride_batch", "cache_stride_head"]
@@ -105,7 +106,7 @@ def _rope_append_kernel(
     tl.store(v_cache_ptr + to + HEAD_DIM // 2, tl.load(v + HEAD_DIM // 2, mask=mask, other=0.0), mask=mask)
 
 
-@torch.library.custom_op("granite_kernels::rope_append", mutates_args=("k_cache", "v_cache"))
+@operation("granite_kernels::rope_append", mutates_args=("k_cache", "v_cache"))
 def _rope_append(
     q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, positions: Tensor, lengths: Tensor, k_cache: Tensor, v_cache: Tensor
 ) -> Tensor:

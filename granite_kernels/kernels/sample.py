@@ -19,6 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from granite_kernels.errors import GraniteError
 from granite_kernels.kernels.choice import NOTHING, choose, to_key
 from granite_kernels.launch import DTYPES, target
+from granite_kernels.operation import operation
 
 BLOCK = 8192  # keys a pass takes at a time; the first pass, which divides as well, takes half of it to keep its registers
 WARPS = 16
@@ -134,7 +135,7 @@ def _launch(
     )
 
 
-@torch.library.custom_op("granite_kernels::sample", mutates_args=())
+@operation("granite_kernels::sample", mutates_args=())
 def _sample(logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor) -> Tensor:
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     _launch(logits, uniforms, seen, sampling, out, (out, out, out), out, step=False)
@@ -146,7 +147,7 @@ def _(logits: Tensor, uniforms: Tensor, seen: Tensor, sampling: Tensor) -> Tenso
     return torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
 
 
-@torch.library.custom_op("granite_kernels::sample_step", mutates_args=("seen", "ids", "positions", "lengths", "steps", "tokens"))
+@operation("granite_kernels::sample_step", mutates_args=("seen", "ids", "positions", "lengths", "steps", "tokens"))
 def _sample_step(
     logits: Tensor,
     uniforms: Tensor,

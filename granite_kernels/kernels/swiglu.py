@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 from granite_kernels.launch import DTYPES
+from granite_kernels.operation import operation
 
 BLOCK = 1024
 
@@ -39,7 +39,7 @@ def _swiglu_kernel(
     tl.store(out_ptr + row * inner + column, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("granite_kernels::swiglu", mutates_args=())
+@operation("granite_kernels::swiglu", mutates_args=())
 def _swiglu(gate_up: Tensor) -> Tensor:
     rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, inner)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from granite_kernels.linear.experts import _experts_down_add_kernel, _experts_ga
 from granite_kernels.linear.grouped import _combine_kernel, _grouped_kernel, _sort_choices_kernel
 from granite_kernels.linear.launches import NEIGHBOURS, pieces_of
 from granite_kernels.linear.shape import Shape
+from granite_kernels.operation import operation
 
 
 def workspace_size(tokens: int, top_k: int, rows: int, columns: int, format: str) -> tuple[int, int]:
@@ -52,7 +52,7 @@ def _launch(x: Tensor, planes: list[Tensor], format: str, experts: int, rows: in
     return (launch.blocks(rows, half), slots), keywords
 
 
-@torch.library.custom_op("granite_kernels::experts_gate_up_swiglu", mutates_args=())
+@operation("granite_kernels::experts_gate_up_swiglu", mutates_args=())
 def experts_gate_up_swiglu(x: Tensor, planes: list[Tensor], format: str, experts: int, rows: int, chosen: Tensor) -> Tensor:
     out = x.new_empty(*chosen.shape, rows // 2)
     grid, keywords = _launch(x, planes, format, experts, rows, chosen, rows // 2)
@@ -65,7 +65,7 @@ def _(x: Tensor, planes: list[Tensor], format: str, experts: int, rows: int, cho
     return x.new_empty(*chosen.shape, rows // 2)
 
 
-@torch.library.custom_op("granite_kernels::experts_down_add", mutates_args=("tickets", "partials"))
+@operation("granite_kernels::experts_down_add", mutates_args=("tickets", "partials"))
 def experts_down_add(
     x: Tensor,
     planes: list[Tensor],
@@ -107,7 +107,7 @@ def _(
 # ------------------------------------------------------------------ many tokens
 
 
-@torch.library.custom_op("granite_kernels::sort_choices", mutates_args=())
+@operation("granite_kernels::sort_choices", mutates_args=())
 def sort_choices(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
     """(choices by expert int32 [choices], where each expert's begin int32 [experts + 1])."""
     choices = chosen.numel()
@@ -154,7 +154,7 @@ def _grouped(
     )
 
 
-@torch.library.custom_op("granite_kernels::grouped_gate_up_swiglu", mutates_args=())
+@operation("granite_kernels::grouped_gate_up_swiglu", mutates_args=())
 def grouped_gate_up_swiglu(x: Tensor, weight: Tensor, chosen: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     out = x.new_empty(*chosen.shape, weight.shape[0] // (starts.numel() - 1) // 2)
     _grouped(x, weight, order, starts, order, out, top_k=chosen.shape[-1], swiglu=True, scale=1.0)
@@ -166,7 +166,7 @@ def _(x: Tensor, weight: Tensor, chosen: Tensor, order: Tensor, starts: Tensor) 
     return x.new_empty(*chosen.shape, weight.shape[0] // (starts.numel() - 1) // 2)
 
 
-@torch.library.custom_op("granite_kernels::grouped_down_add", mutates_args=())
+@operation("granite_kernels::grouped_down_add", mutates_args=())
 def grouped_down_add(x: Tensor, weight: Tensor, order: Tensor, starts: Tensor, shares: Tensor, residual: Tensor, scale: float) -> Tensor:
     top_k, hidden = x.shape[-2], residual.shape[-1]
     added, out = x.new_empty(*x.shape[:-1], hidden), residual.new_empty(residual.shape)

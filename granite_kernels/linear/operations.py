@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +16,7 @@ from granite_kernels.linear.body import first_rows, meet, place, product
 from granite_kernels.linear.epilogue import store_added, store_divided, store_rotated, store_swiglu
 from granite_kernels.linear.launches import GATE_UP, NEIGHBOURS, arguments
 from granite_kernels.linear.prologue import normed
+from granite_kernels.operation import operation
 
 STRIDES = ["k_cache_stride_batch", "k_cache_stride_head", "v_cache_stride_batch", "v_cache_stride_head"]
 
@@ -146,7 +146,7 @@ def _norm_qkv_rope_append_kernel(
 # ------------------------------------------------------------------ operations
 
 
-@torch.library.custom_op("granite_kernels::linear", mutates_args=("tickets", "partials"))
+@operation("granite_kernels::linear", mutates_args=("tickets", "partials"))
 def linear(x: Tensor, planes: list[Tensor], formats: str, ends: list[int], tickets: Tensor, partials: Tensor) -> Tensor:
     out = x.new_empty(*x.shape[:-1], ends[-1])
     programs, common = arguments(x, planes, formats, ends, NEIGHBOURS, tickets, partials)
@@ -159,7 +159,7 @@ def _(x: Tensor, planes: list[Tensor], formats: str, ends: list[int], tickets: T
     return x.new_empty(*x.shape[:-1], ends[-1])
 
 
-@torch.library.custom_op("granite_kernels::norm_logits", mutates_args=("tickets", "partials"))
+@operation("granite_kernels::norm_logits", mutates_args=("tickets", "partials"))
 def norm_logits(
     x: Tensor,
     norm: Tensor,
@@ -192,7 +192,7 @@ def _(
     return x.new_empty(*x.shape[:-1], ends[-1])
 
 
-@torch.library.custom_op("granite_kernels::linear_add", mutates_args=("tickets", "partials"))
+@operation("granite_kernels::linear_add", mutates_args=("tickets", "partials"))
 def linear_add(
     x: Tensor, planes: list[Tensor], formats: str, ends: list[int], residual: Tensor, tickets: Tensor, partials: Tensor, scale: float
 ) -> Tensor:
@@ -210,7 +210,7 @@ def _(
     return residual.new_empty(residual.shape)
 
 
-@torch.library.custom_op("granite_kernels::norm_gate_up_swiglu", mutates_args=("tickets", "partials"))
+@operation("granite_kernels::norm_gate_up_swiglu", mutates_args=("tickets", "partials"))
 def norm_gate_up_swiglu(
     x: Tensor, norm: Tensor, planes: list[Tensor], formats: str, ends: list[int], tickets: Tensor, partials: Tensor, eps: float
 ) -> Tensor:
@@ -227,7 +227,7 @@ def _(
     return x.new_empty(*x.shape[:-1], ends[-1] // 2)
 
 
-@torch.library.custom_op("granite_kernels::norm_qkv_rope_append", mutates_args=("k_cache", "v_cache", "tickets", "partials"))
+@operation("granite_kernels::norm_qkv_rope_append", mutates_args=("k_cache", "v_cache", "tickets", "partials"))
 def norm_qkv_rope_append(
     x: Tensor,
     norm: Tensor,

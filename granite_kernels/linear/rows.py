@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.launch import decode_launch, target
 from granite_kernels.linear.tiles import as_words, constants, tile_values
+from granite_kernels.operation import operation
 from granite_kernels.weight import Part
 
 
@@ -62,7 +63,7 @@ def _rows_kernel(
     tl.store(out_ptr + index[:, None] * COLUMNS + column, values, mask=real & (column < COLUMNS))
 
 
-@torch.library.custom_op("granite_kernels::decode_rows", mutates_args=())
+@operation("granite_kernels::decode_rows", mutates_args=())
 def _decode_rows(
     ids: Tensor | None, planes: Sequence[Tensor], format: str, rows: int, columns: int, multiplier: float, dtype: torch.dtype
 ) -> Tensor:

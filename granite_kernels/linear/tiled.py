@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from granite_kernels.launch import target, tiled_launch
 from granite_kernels.linear.tiles import as_words, constants, tile_values
+from granite_kernels.operation import operation
 from granite_kernels.weight import Weight
 from granite_kernels.workspace import Workspace
 
@@ -121,7 +121,7 @@ def _tiled_kernel(
         tl.store(out_ptr + at * out_stride_token + row[None, :], acc.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@torch.library.custom_op("granite_kernels::tiled", mutates_args=("out", "tickets", "partials"))
+@operation("granite_kernels::tiled", mutates_args=("out", "tickets", "partials"))
 def _tiled(
     x: Tensor, planes: Sequence[Tensor], format: str, residual: Tensor | None, out: Tensor, tickets: Tensor, partials: Tensor, scale: float
 ) -> None:

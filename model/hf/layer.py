@@ -32,7 +32,7 @@ class Forward:
     def __init__(self, module: nn.Module, session: Session) -> None:
         self.module, self.session = module, session
         self.before = module.__dict__.get("forward")  # at most the class's own, bound: what unpickling leaves behind
-        self._weights: dict[str, tuple[tuple[int, ...], Weight]] = {}
+        self._weights: dict[str, tuple[list[int], Weight]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
         """A copy of the model is accelerated by itself, over its own weights."""
@@ -55,7 +55,7 @@ class Forward:
 
     def weight(self, name: str, *matrices: Tensor) -> Weight:
         """The matrices as one weight, without a copy; kept until one of them is another tensor."""
-        key = tuple(matrix.data_ptr() for matrix in matrices)
+        key = [matrix.data_ptr() for matrix in matrices]
         kept = self._weights.get(name)
         if kept is None or kept[0] != key or kept[1].parts[0].planes[0].dtype != matrices[0].dtype:
             flat = (matrix.detach() for matrix in matrices)
@@ -65,9 +65,10 @@ class Forward:
 
     def linears(self, name: str, *modules: Any) -> Weight | None:
         """The projections as one weight; None where one of them has to be called."""
-        if any(why_not_linear(module) is not None for module in modules):
-            return None
-        return self.weight(name, *(module.weight for module in modules))
+        for module in modules:
+            if why_not_linear(module) is not None:
+                return None
+        return self.weight(name, *[module._parameters["weight"] for module in modules])
 
 
 class NormForward(Forward):

@@ -31,11 +31,9 @@ def hooked(module: nn.Module) -> bool:
     transformers leaves its own hooks behind once hidden states were asked for; they do nothing while nobody collects.
     """
     state = module.__dict__
-    if not (state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]):
-        return False
     hooks = [hook for name in HOOKS for hook in state[name].values()]
     theirs = all(getattr(hook, "__module__", "") == output_capturing.__name__ for hook in hooks)
-    return not theirs or output_capturing._active_collector.get() is not None
+    return not theirs or (bool(hooks) and output_capturing._active_collector.get() is not None)
 
 
 def foreign_forward(module: nn.Module) -> Any:
@@ -54,7 +52,8 @@ def why_not(module: nn.Module) -> str | None:
         return "accelerate's hooks move its weights"
     if "forward" in state and foreign_forward(module) is not None:
         return "another library's forward stands in this instance"
-    if hooked(module):
+    any_hooks = state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"] or state["_backward_pre_hooks"]
+    if any_hooks and hooked(module):
         return "hooks are registered on it"
     for name, parameter in state["_parameters"].items():
         if parameter is None:

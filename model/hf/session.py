@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
+from granite_kernels.fallback import Guarded
 from granite_kernels.ops import Ops, choose, why_not_triton
 from granite_kernels.workspace import Workspace
 
@@ -74,8 +75,13 @@ class Session:
             workspace = Workspace.allocate(*workspace_size(self.config, like), like.device)
         backend = "torch" if reason is not None else self.backend
         moe = self.config is not None and self.config.is_moe
-        side = "kernels" if reason is None else "reference"
-        steps = {name: getattr(importlib.import_module(f"granite_kernels.{side}.{file}"), name) for name, file in STEPS.items()}
+        steps: dict[str, Any] = {
+            name: getattr(importlib.import_module(f"granite_kernels.reference.{file}"), name) for name, file in STEPS.items()
+        }
+        if reason is None:
+            for name, file in STEPS.items():
+                kernel = getattr(importlib.import_module(f"granite_kernels.kernels.{file}"), name)
+                steps[name] = Guarded(name, kernel, steps[name], strict=self.backend == "triton")
         return Kit(choose(backend, like.device, like.dtype, moe=moe, workspace=workspace), **steps)
 
     # ------------------------------------------------------------------ once for all layers

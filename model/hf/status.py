@@ -36,8 +36,10 @@ class Rows:
         kit = session.kit(like)
         why = session.why_not_triton(like.device, like.dtype)
         self.kernels = {choice.role: (choice.kernel, choice.active, choice.reason) for choice in kit.ops.choices}
-        side = "kernels" if why is None else "reference"
-        self.kernels |= {name: (f"{side}.{file}.{name}", why is None, "") for name, file in STEPS.items()}
+        for name, file in STEPS.items():
+            reason = getattr(getattr(kit, name), "reason", None)  # of a kernel that turned out not to compile
+            side = "kernels" if why is None and reason is None else "reference"
+            self.kernels[name] = (f"{side}.{file}.{name}", side == "kernels", reason or "")
         if why is not None:
             self.kernels = {role: (kernel, False, why) for role, (kernel, _, _) in self.kernels.items()}
 
