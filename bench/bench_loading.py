@@ -1,11 +1,12 @@
 """Loading a random Granite 3.1 2B checkpoint, 5 GB of bfloat16 in two shards: time and anonymous memory.
 
-    python bench/bench_loading.py FOLDER [--keep] [--quantization q4_k_m]
+    python bench/bench_loading.py FOLDER [--keep] [--quantization q4_k_m | --gguf q4_k_m]
 
 Writes the checkpoint to FOLDER where there is none, reads it once so that its pages are in the system's cache, then measures in
 processes of their own: `safetensors.torch.load_file` of both shards plus one clone of each tensor; `from_pretrained`, the search for
 NaN and infinities included; and reading all tensors with the search less reading them without. With --quantization, only
-`from_pretrained` with it, on the CPU.
+`from_pretrained` with it, on the CPU. With --gguf, a GGUF file of 2B's shapes in that mix, of random blocks: `from_pretrained` of it,
+its blocks repacked into planes on the CPU, and the time that reading them alone takes.
 """
 
 from __future__ import annotations
@@ -106,6 +107,64 @@ def write_checkpoint(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
+GGUF = (
+    BASE
+    + """
+from granite_kernels import GraniteForCausalLM
+from granite_kernels.model.checkpoint import open_checkpoint
+with open_checkpoint(folder) as checkpoint:
+    begun = time.perf_counter()
+    for name in checkpoint.tensors:
+        checkpoint.read(name)
+    reading = time.perf_counter() - begun
+before, begun = anonymous(), time.perf_counter()
+model = GraniteForCausalLM.from_pretrained(folder, device="cpu", backend="torch")
+taken = time.perf_counter() - begun
+memory = model.memory()
+print(json.dumps({"seconds": taken, "reading": reading, "anonymous": anonymous() - before,
+                  "weights": memory.weights, "bits": memory.bits_per_weight, "threads": torch.get_num_threads()}))
+"""
+)
+
+
+def write_random_gguf(file: Path, quantization: str) -> None:
+    """2B in the mix `quantization`, every matrix of one format and width made of the same blocks."""
+    import torch
+    from granite_kernels.model.checkpoint.random import RandomCheckpoint
+    from granite_kernels.model.quantization import plan
+    from granite_kernels.model.write_gguf import Entry, write_gguf
+
+    from granite_kernels import GraniteConfig, formats
+
+    config = GraniteConfig.preset("3.1-2b")
+    checkpoint = RandomCheckpoint(config, seed=0, dtype=torch.bfloat16, device=torch.device("cpu"))
+    rows: dict[tuple[str, int], torch.Tensor] = {}
+
+    def content(entry: Entry) -> torch.Tensor:
+        if len(entry.shape) == 1:
+            return torch.ones(entry.shape)
+        format, key = formats.get_gguf(entry.format), (entry.format, entry.shape[1])
+        if key not in rows:
+            matrix = torch.empty(64, entry.shape[1]).uniform_(-0.05, 0.05)
+            rows[key] = format.blocks(format.quantize(matrix), matrix.shape)
+        return rows[key].repeat(-(-entry.shape[0] // 64), 1)[: entry.shape[0]]
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(checkpoint, plan(checkpoint.tensors, config.num_hidden_layers, quantization, file), quantization, file, content, print)
+
+
+def repack(file: Path, quantization: str) -> None:
+    if not file.exists():
+        write_random_gguf(file, quantization)
+    measure(GGUF, str(file))
+    found = measure(GGUF, str(file))
+    print(
+        f"from_pretrained of {quantization}: {found['seconds']:.2f} s with {found['threads']} threads, of which {found['reading']:.2f} s "
+        f"go into reading; {found['anonymous'] / 1e9:.2f} GB anonymous, {found['weights'] / 1e9:.3f} GB of weights, "
+        f"{found['bits']:.2f} bits a weight"
+    )
+
+
 def measure(script: str, *arguments: str) -> dict[str, float]:
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -117,7 +176,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint where it is")
     parser.add_argument("--quantization", help="quantize while loading: int8, int4, q8_0, q6_k or q4_k_m")
+    parser.add_argument("--gguf", help="repack a GGUF file in this mix: q8_0, q6_k or q4_k_m")
     arguments = parser.parse_args()
+    if arguments.gguf:
+        file = arguments.folder / f"random-{arguments.gguf}.gguf"
+        repack(file, arguments.gguf)
+        if not arguments.keep:
+            file.unlink()
+        return
     if not (arguments.folder / "config.json").exists():
         write_checkpoint(arguments.folder)
     folder = str(arguments.folder)

@@ -161,11 +161,15 @@ class TiledLaunch:
         return (tiles, tiles * self.splits * self.block_m * self.block_n) if self.splits > 1 else (0, 0)
 
 
+TILED_TOKENS = (64, 128, 256, 512, 1024)  # classes of tokens that tiled products are compiled for; more are decoded once (regimes.py)
+
+
 def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledLaunch:
     """Compiled, 2026-11 (no card yet). Two programs a multiprocessor, of which one decodes while the other multiplies; columns are
-    shared, 256 and more a program, until three quarters of the multiprocessors have one.
+    shared, 256 and more a program, until three quarters of the multiprocessors have one. The same for all tokens of a class.
     """
-    stages = 3 if target.arch in (80, 90, 100, 103) else 2  # elsewhere two programs share 100 KiB
+    tokens = next(bound for bound in TILED_TOKENS if tokens <= bound)
+    stages = 3 if roomy(target) else 2  # elsewhere two programs share 100 KiB
     many = tokens > 64 and -(-rows // 128) * -(-tokens // 128) >= target.sms
     units = next((n for n in ((2, 1) if many else (4, 2, 1)) if columns % (32 * n) == 0), 1)
     shape = TiledLaunch(128 if tokens > 64 else 64, 128 if many else 64, units, 1, 8 if tokens > 64 else 4, stages)

@@ -96,3 +96,17 @@ def dense_matrix(part: Part, dtype: torch.dtype) -> Tensor:
     from granite_kernels.formats import get
 
     return get(part.format).unpack(part.planes, part.shape, dtype)
+
+
+def dense_rows(part: Part, first: int, count: int, dtype: torch.dtype) -> Tensor:
+    """Rows first .. first + count - 1 of `dense_matrix`; of a packed part no others are decoded."""
+    if part.format == DENSE:
+        return dense_matrix(part, dtype)[first : first + count]
+    from granite_kernels.formats import get
+    from granite_kernels.formats.base import ROWS
+
+    begin, end = first // ROWS, -(-(first + count) // ROWS)  # every plane is linear in groups of ROWS rows
+    groups = part.planes[0].shape[0] // ROWS
+    planes = [plane.unflatten(0, (groups, -1))[begin:end].flatten(0, 1) for plane in part.planes]
+    rows = get(part.format).unpack(planes, (first + count - begin * ROWS, part.shape[1]), dtype)
+    return rows[first - begin * ROWS :]

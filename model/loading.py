@@ -16,7 +16,7 @@ from .checkpoint.random import RandomCheckpoint
 from .config import GraniteConfig
 from .granite import Weights
 from .progress import loading_bar
-from .quantization import plan, stored_bytes
+from .quantization import held, plan, stored_bytes
 from .room import check_weights
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import Loader, load_weights, prefers_column_major
@@ -102,14 +102,14 @@ def load(source: str | Path, **options: Any) -> Loaded:
     where = {name: given[name] for name in ("revision", "cache_dir", "token", "local_files_only") if name in given}
     with open_checkpoint(source, **where) as checkpoint:
         config = checkpoint.config
-        packed = any(not info.format.startswith(("float", "bfloat")) for info in checkpoint.tensors.values())
-        natural = (torch.float32 if device.type == "cpu" else torch.bfloat16) if packed else config.dtype
+        natural = (torch.float32 if device.type == "cpu" else torch.bfloat16) if checkpoint.packed else config.dtype
         dtype = resolve_dtype(given.get("dtype"), natural)
-        formats = plan(checkpoint.tensors, config.num_hidden_layers, given.get("quantization"), checkpoint.path)
+        backend = given.get("backend", "auto")
+        chosen = plan(checkpoint.tensors, config.num_hidden_layers, given.get("quantization"), checkpoint.path)
+        formats = held(checkpoint.tensors, chosen, dtype=dtype, device=device, backend=backend)
         check_weights(stored_bytes(checkpoint.tensors, formats, dtype), given.get("quantization"), dtype, device)
         tokenizer = load_tokenizer(checkpoint)
         with loading_bar(len(checkpoint.tensors)) as progress:
-            backend = given.get("backend", "auto")
             column_major = prefers_column_major(device, dtype, backend)
             weights = load_weights(Loader(checkpoint, dtype, device, column_major, progress, formats), config)
     return Loaded(config, weights, tokenizer, backend, given.get("max_context"))

@@ -30,7 +30,7 @@ class Memory:
 
 def measure(weights: nn.Module, *, cache: int, workspace: int) -> Memory:
     """Sum the storage of `weights`; `cache` and `workspace` are bytes."""
-    tensors = {tensor.data_ptr(): tensor for tensor in (*weights.parameters(), *weights.buffers())}
+    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in (*weights.parameters(), *weights.buffers())}
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     parts = {id(module): module for module in weights.modules() if isinstance(module, Part)}
     values = sum(part.shape[0] * part.shape[1] for part in parts.values())

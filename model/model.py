@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from granite_kernels.errors import GraniteError
 from granite_kernels.ops import Choice, Ops, choose, why_not_triton
 from granite_kernels.reference.rope import rotary_table
-from granite_kernels.weight import Part
+from granite_kernels.weight import DENSE, Part
 from granite_kernels.workspace import Workspace
 
 from . import generate as generation
@@ -374,7 +374,8 @@ class GraniteForCausalLM(nn.Module):
         step anew. Raises GraniteError where there is no room for batch and context.
         """
         context = min(1024, self.max_context) if context is None else context
-        for rows, tokens, new in warmup.requests(batch, context, kernels=self._ops.backend == "triton"):
+        packed = any(module.format != DENSE for module in self.modules() if isinstance(module, Part))
+        for rows, tokens, new in warmup.requests(batch, context, kernels=self._ops.backend == "triton", packed=packed):
             self.generate(torch.zeros(rows, tokens, dtype=torch.int64), max_new_tokens=new, eos_token_id=[])
 
     def memory(self) -> memory.Memory:

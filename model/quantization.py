@@ -1,4 +1,4 @@
-"""`quantization=`: which matrices of a checkpoint become which format, and what that weighs."""
+"""Which matrices of a checkpoint are held packed, in which format, and what that weighs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from granite_kernels.errors import GraniteError
 from granite_kernels.formats.mix import DENSE, HEAD, QUANTIZATIONS, format_of
 
 from .checkpoint import TensorInfo
+from .room import fits
 
 
 def plan(tensors: Mapping[str, TensorInfo], layers: int, quantization: str | None, source: object) -> dict[str, str]:
@@ -31,6 +32,21 @@ def plan(tensors: Mapping[str, TensorInfo], layers: int, quantization: str | Non
     tied = HEAD not in tensors
     chosen = {name: format_of(quantization, name, info.shape[-1], layers=layers, tied=tied) for name, info in tensors.items()}
     return {name: format for name, format in chosen.items() if format != DENSE}
+
+
+def held(
+    tensors: Mapping[str, TensorInfo], chosen: Mapping[str, str], *, dtype: torch.dtype, device: torch.device, backend: str
+) -> dict[str, str]:
+    """The format of every tensor that is held packed: those of `chosen` (see `plan`), and those that the checkpoint holds packed.
+
+    The latter keep their bits, but for one case: plain PyTorch on a CPU decodes a matrix anew for each token, ten times the work of
+    multiplying with it. So "auto" decodes them once, to `dtype`, on a CPU with room for that. Who asks for a backend by its name
+    gets the weights as they are stored.
+    """
+    packed = {name: info.format for name, info in tensors.items() if info.packed}
+    if backend == "auto" and device.type == "cpu" and fits(stored_bytes(tensors, chosen, dtype), device):
+        return dict(chosen)
+    return {**packed, **chosen}
 
 
 def stored_bytes(tensors: Mapping[str, TensorInfo], plan: Mapping[str, str], dtype: torch.dtype) -> int:

@@ -25,15 +25,21 @@ def available(device: torch.device) -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
+def fits(need: int, device: torch.device) -> bool:
+    """Whether `need` bytes are free on `device`, as far as the system tells."""
+    free = available(device)
+    return free is None or need <= MARGIN * free
+
+
 def check_weights(need: int, quantization: str | None, dtype: torch.dtype, device: torch.device) -> None:
     """Raise GraniteError where `need` bytes, weights quantized to `quantization` or in `dtype`, don't fit."""
     free = available(device)
-    if free is None or need <= MARGIN * free:
+    if free is None or fits(need, device):
         return
     narrower = quantization is None and dtype == torch.float32 and need // 2 <= MARGIN * free
-    fits = "dtype=torch.bfloat16 would fit" if narrower else "a smaller model, or a GPU with more memory, is needed"
+    hint = "dtype=torch.bfloat16 would fit" if narrower else "a smaller model, or a GPU with more memory, is needed"
     kind = quantization or _name(dtype)
-    raise GraniteError(f"out of memory: the weights take {need / 1e9:.2f} GB in {kind}, {free / 1e9:.2f} GB are free on {device}; {fits}")
+    raise GraniteError(f"out of memory: the weights take {need / 1e9:.2f} GB in {kind}, {free / 1e9:.2f} GB are free on {device}; {hint}")
 
 
 def check_cache(config: GraniteConfig, batch: int, context: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""How much workspace the largest decode step of a model needs."""
+"""How much workspace the launches of a model need."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from granite_kernels.kernels.attention_decode import workspace_size as attention_workspace
 from granite_kernels.kernels.moe import workspace_size as experts_workspace
-from granite_kernels.launch import DECODE_TOKENS, target
+from granite_kernels.launch import DECODE_TOKENS, TILED_TOKENS, target
 from granite_kernels.linear.launches import GATE_UP, NEIGHBOURS
 from granite_kernels.linear.launches import workspace_size as matrix_workspace
-from granite_kernels.weight import DENSE
+from granite_kernels.linear.tiled import workspace_size as tiled_workspace
+from granite_kernels.weight import DENSE, Part
 
 from .config import GraniteConfig
 from .granite import Weights
@@ -20,7 +21,7 @@ Matrix = tuple[tuple[int, ...], int, int, tuple[str, ...]]  # ends of the parts,
 
 
 def workspace_size(config: GraniteConfig, like: Tensor, weights: Weights | None = None) -> tuple[int, int]:
-    """(tickets, partials): the most that any launch of 1 to 16 tokens takes on the device of `like`. Launches share it in turn.
+    """(tickets, partials): the most that any launch takes on the device of `like`. Launches share it in turn.
 
     weights: None for dense ones.
     """
@@ -34,6 +35,8 @@ def workspace_size(config: GraniteConfig, like: Tensor, weights: Weights | None 
             sizes += [experts_workspace(*experts, format) for format in downs]
         for batch in (b for b in range(1, tokens + 1) if tokens % b == 0):
             sizes.append(attention_workspace(batch, config.num_key_value_heads, config.group, config.head_dim, tokens // batch, where))
+    parts = [] if weights is None else [part for part in weights.modules() if isinstance(part, Part) and part.format != DENSE]
+    sizes += [tiled_workspace(shape, tokens, like) for shape in {part.shape for part in parts} for tokens in TILED_TOKENS]
     return max(tickets for tickets, _ in sizes), max(partials for _, partials in sizes)
 
 

@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 class Loader:
     """Reads tensors of a checkpoint by their transformers names into `dtype` on `device`.
 
-    `formats` names the dense matrices that are quantized, and to what (quantization.py).
+    `formats` names the matrices that are held packed, and how (quantization.py); the others are dense.
     """
 
     checkpoint: Checkpoint

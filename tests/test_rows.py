@@ -12,7 +12,7 @@ from granite_kernels import formats
 from granite_kernels.kernels.embed import embed
 from granite_kernels.linear import rows
 from granite_kernels.reference.embed import embed as reference
-from granite_kernels.weight import Part, Weight
+from granite_kernels.weight import Part, Weight, dense_matrix, dense_rows
 from tests import packed_cases
 from tests.packed_cases import random_part
 from tests.traced import Guarded, cost, run
@@ -85,3 +85,11 @@ def test_compiled(arch: int) -> None:
     assert len(launches) == 4
     assert not any(launch.spills for launch in launches)
     assert all(launch.load_widths.get(128, 0) >= 1 for launch in launches)
+
+
+@pytest.mark.parametrize("format", ["q6_k", "q3_k", "int8"])
+def test_some_rows_are_decoded_alone(format: str) -> None:
+    part = random_part(format, (48, 256))
+    whole = dense_matrix(part, FP32)
+    for first, count in ((0, 48), (16, 16), (5, 20), (40, 8)):
+        assert torch.equal(dense_rows(part, first, count, FP32), whole[first : first + count])

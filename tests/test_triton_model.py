@@ -10,8 +10,8 @@ import torch
 
 from granite_kernels import GraniteForCausalLM, launch
 from granite_kernels.errors import GraniteError
-from granite_kernels.launch import MatrixLaunch, Target
-from granite_kernels.linear import launches
+from granite_kernels.launch import DecodeLaunch, MatrixLaunch, Target
+from granite_kernels.linear import launches, rows
 from granite_kernels.ops import choose
 from tests import tiny
 from tests.test_demo import PROMPTS, demo, gguf  # noqa: F401  (fixtures)
@@ -31,6 +31,7 @@ def large_tiles(few_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
         return MatrixLaunch(groups=64 if rows > 2048 else 16, warps=16, splits=1, tokens=8 if tokens <= 8 else 16)
 
     monkeypatch.setattr(launches, "matrix_launch", shape)
+    monkeypatch.setattr(rows, "decode_launch", lambda *, gather: DecodeLaunch(1 if gather else 4096, 2, 4))
 
 
 @pytest.fixture(scope="module", params=list(tiny.SHAPES))
@@ -78,7 +79,8 @@ def test_halves_are_no_worse_than_plain_pytorch(pair: tuple[Any, Path], dtype: t
 
 @pytest.mark.slow
 def test_the_demo_begins_as_in_plain_pytorch(demo: GraniteForCausalLM, gguf: Path, large_tiles: None) -> None:  # noqa: F811
-    """Eight greedy tokens: the first from the prompt, the others from one step over the seven before them.
+    """Eight greedy tokens of packed weights, Q4_1 and Q8_0, against their dequantized twin's: the first from the prompt, the others
+    from one step over the seven before them.
 
     A step of one token takes the interpreter half a minute. Where the largest logit behind each of plain PyTorch's tokens is its
     next token, the greedy tokens are the same, by induction.
@@ -88,6 +90,7 @@ def test_the_demo_begins_as_in_plain_pytorch(demo: GraniteForCausalLM, gguf: Pat
     expected = demo.generate(ids, max_new_tokens=8, eos_token_id=[])[:, ids.shape[1] :]
     triton = GraniteForCausalLM.from_pretrained(gguf, device="cpu", backend="triton")
     prompt = triton(ids, logits_to_keep=1)
+    assert triton.weights.embed.formats == ("q8_0",)
     step = triton(expected[:, :7], past_key_values=prompt.past_key_values)
     assert torch.equal(torch.cat((prompt.logits, step.logits), 1).argmax(-1), expected)
 

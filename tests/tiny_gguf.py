@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from granite_kernels import formats
+from tests.packed_cases import random_part
+
 WRITABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # what gguf's quantizer writes
+Q4_K_M = {"self_attn.v_proj": "Q6_K", "mlp.down_proj": "Q6_K", "embed_tokens": "Q6_K"}  # the mix, its other matrices being Q4_K
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -41,8 +45,25 @@ def llama_name(name: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.weight"
 
 
-def write(model: Any, path: Path, kind: str) -> dict[str, torch.Tensor]:
-    """Write the dense Granite `model` with its matrices as `kind`; returns the state dict that the file's values make."""
+def blocks(array: np.ndarray, kind: str) -> np.ndarray:
+    """A matrix as `kind`; where nobody here quantizes to it, random blocks of about the same spread."""
+    if kind in WRITABLE:
+        return gguf.quants.quantize(array, Type[kind])
+    format = formats.get_gguf(kind.lower())
+    if kind in ("Q4_K", "Q6_K"):
+        return format.blocks(format.quantize(torch.from_numpy(array)), array.shape).numpy()
+    part = random_part(kind.lower(), array.shape, seed=array.size)
+    planes = list(part.planes)
+    ratio = array.std() / format.unpack(planes, array.shape).std().item()
+    scales = planes[-1].view(torch.float16)
+    planes[-1] = (scales.float() * ratio).half().view(planes[-1].dtype)
+    return format.blocks(planes, array.shape).numpy()
+
+
+def write(model: Any, path: Path, kind: str, kinds: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+    """Write the dense Granite `model` with its matrices as `kind`, or as `kinds` says for those with a key in their names; returns
+    the state dict that the file's values make.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "granite")
     writer.add_block_count(config.num_hidden_layers)
@@ -69,15 +90,15 @@ def write(model: Any, path: Path, kind: str) -> dict[str, torch.Tensor]:
             if "self_attn" in name
             else 0
         )
-        stored = permute(array, heads) if heads else array
         if array.ndim == 1:
-            writer.add_tensor(llama_name(name), stored, raw_dtype=Type.F32)
+            writer.add_tensor(llama_name(name), array, raw_dtype=Type.F32)
             values[name] = tensor
             continue
-        quantized = gguf.quants.quantize(stored, Type[kind])
-        writer.add_tensor(llama_name(name), quantized, raw_dtype=Type[kind])
+        own = next((other for key, other in (kinds or {}).items() if key in name), kind)
+        quantized = blocks(array, own)
         # blocks run along a row, so the values of a permuted row are those of the row itself
-        values[name] = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(array, Type[kind]), Type[kind]).copy())
+        writer.add_tensor(llama_name(name), permute(quantized, heads) if heads else quantized, raw_dtype=Type[own])
+        values[name] = torch.from_numpy(gguf.quants.dequantize(quantized, Type[own]).copy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

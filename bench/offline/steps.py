@@ -8,20 +8,24 @@ batch choose different experts.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
 import triton
 from granite_kernels.model.cache import Cache
+from granite_kernels.model.checkpoint.random import RandomCheckpoint
 from granite_kernels.model.config import GraniteConfig
-from granite_kernels.model.granite import Experts, Layer, Weights
+from granite_kernels.model.granite import Weights
 from granite_kernels.model.step import State, step
+from granite_kernels.model.weights import Loader, load_weights
 from torch import Tensor
 
 from granite_kernels import launch
 from granite_kernels.formats import get
 from granite_kernels.ops import choose
-from granite_kernels.weight import Part, Weight
+from granite_kernels.weight import DENSE, Part, Weight
 from granite_kernels.workspace import Workspace
 
 from .cards import cards_of
@@ -56,39 +60,35 @@ def decode_step(preset: str, quantization: str, batch: int, context: int, layers
     return run
 
 
+class Blank(Loader):
+    """Layers of the checkpoint's shapes, in the formats asked for; norms are one and all else zero, in memory not yet touched."""
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.ones(self.checkpoint.tensors[name].shape, dtype=dtype or self.dtype, device=self.device)
+
+    def weight(self, *names: str) -> Weight:
+        parts = []
+        for format, group in itertools.groupby(names, key=lambda name: self.formats.get(name, DENSE)):
+            shapes = [self.checkpoint.tensors[name].shape for name in group]
+            shape = sum(math.prod(shape[:-1]) for shape in shapes), shapes[0][-1]
+            layout = ((shape, self.dtype),) if format == DENSE else get(format).layout(shape)
+            parts.append(Part(format, tuple(torch.zeros(size, dtype=dtype, device=self.device) for size, dtype in layout), shape))
+        return Weight(*parts)
+
+    experts = weight
+
+
 def stand_in(config: GraniteConfig, quantization: str = UNQUANTIZED, batch: int = 1) -> Weights:
-    """Weights of `config`, all zero and in memory not yet touched, but for the first `batch` rows of the embedding and routers."""
+    """Weights of `config`, all matrices in one format, zero but for the first `batch` rows of a dense embedding and the routers."""
     generator = torch.Generator().manual_seed(0)
-
-    def matrix(rows: int, columns: int) -> Weight:
-        if quantization == UNQUANTIZED:
-            return Weight.dense(torch.zeros(rows, columns, dtype=DTYPE))
-        planes = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in get(quantization).layout((rows, columns)))
-        return Weight(Part(quantization, planes, (rows, columns)))
-
-    def ones() -> Tensor:
-        return torch.ones(config.hidden_size, dtype=DTYPE)
-
-    hidden, inner = config.hidden_size, config.intermediate_size
-    embed = Weight.dense(torch.zeros(config.vocab_size, hidden, dtype=DTYPE))
-    embed.parts[0].planes[0][:batch].normal_(generator=generator)
-    head = embed if quantization == UNQUANTIZED and config.tie_word_embeddings else matrix(config.vocab_size, hidden)
-    attended = config.num_attention_heads * config.head_dim
-    projected = attended + 2 * config.num_key_value_heads * config.head_dim
-
-    def layer() -> Layer:
-        if not config.is_moe:
-            return Layer(
-                ones(), matrix(projected, hidden), matrix(hidden, attended), ones(), matrix(2 * inner, hidden), matrix(hidden, inner)
-            )
-        count, shared = config.num_local_experts, config.shared_intermediate_size
-        experts = Experts(
-            torch.zeros(count, hidden, dtype=DTYPE).normal_(generator=generator),
-            matrix(count * 2 * inner, hidden),
-            matrix(count * hidden, inner),
-            matrix(2 * shared, hidden) if shared else None,
-            matrix(hidden, shared) if shared else None,
-        )
-        return Layer(ones(), matrix(projected, hidden), matrix(hidden, attended), ones(), experts=experts)
-
-    return Weights(embed, [layer() for _ in range(config.num_hidden_layers)], ones(), head)
+    checkpoint = RandomCheckpoint(config, seed=0, dtype=DTYPE, device=torch.device("cpu"))
+    matrices = [name for name, info in checkpoint.tensors.items() if len(info.shape) > 1 and not name.endswith("router.layer.weight")]
+    formats = {} if quantization == UNQUANTIZED else dict.fromkeys(matrices, get(quantization).name)
+    weights = load_weights(Blank(checkpoint, DTYPE, torch.device("cpu"), formats=formats), config)
+    (embed,) = weights.embed.parts
+    if embed.format == DENSE:
+        embed.planes[0].data[:batch].normal_(generator=generator)
+    for layer in weights.layers:
+        if layer.experts is not None:
+            layer.experts.router.data.normal_(generator=generator)
+    return weights

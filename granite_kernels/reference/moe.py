@@ -12,7 +12,7 @@ from torch import Tensor
 from granite_kernels.reference.linear import product, slow_in_16_bits
 from granite_kernels.reference.norm import rms_norm
 from granite_kernels.reference.swiglu import swiglu
-from granite_kernels.weight import Weight, dense_matrix
+from granite_kernels.weight import Weight, dense_rows
 
 
 def norm_route(x: Tensor, norm: Tensor, router: Tensor, *, top_k: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,11 +55,10 @@ def experts_down_add(inner: Tensor, down: Weight, chosen: Tensor, shares: Tensor
 def _grouped(x: Tensor, weight: Weight, chosen: Tensor, rows: int) -> Tensor:
     """Each x [choices, columns], sorted by expert, times its expert's `rows` rows: [choices, rows]."""
     (part,) = weight.parts
-    matrix = dense_matrix(part, x.dtype)
     ids, counts = (found.tolist() for found in chosen.unique(return_counts=True))
     out = x.new_empty(x.shape[0], rows)
     for expert, group, place in zip(ids, x.split(counts), out.split(counts), strict=True):
-        own = matrix[expert * rows : (expert + 1) * rows]
+        own = dense_rows(part, expert * rows, rows, x.dtype)
         if slow_in_16_bits(group):
             place.copy_(product(group, own))
         else:
