@@ -99,7 +99,8 @@ def _packed_launch(rows: int, columns: int, tokens: int, target: Target, format:
     each repeats the addresses, x and the scales' bookkeeping. Long rows have warps enough to keep loads in flight.
     """
     steps = max(columns // (256 if format in SUPER_BLOCKS else 128), 1)
-    groups = 4 if tokens <= 8 and rows >= 8192 else 2  # with 16 tokens four groups' sums don't fit into the registers
+    # four groups' sums beside 16 tokens, or the words of two code planes, don't fit into the registers
+    groups = 4 if tokens <= 8 and rows >= 8192 and format not in ("q3_k", "q5_k", "q6_k") else 2
     blocks = -(-rows // (16 * groups))
     splits = next((n for n in (1, 2, 4) if blocks * n >= 0.9 * target.sms), 4)
     while splits > 1 and steps % splits:
