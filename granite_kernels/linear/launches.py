@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,15 @@ def _kwidth(format: str) -> int:
     return 2 if format == DENSE or TRITON >= (3, 8) else 4
 
 
+@functools.cache  # asked for on every launch
+def _planes_and_constants(name: str) -> tuple[int, tuple[int, ...]]:
+    """How many planes a format has, and the constants of its Piece."""
+    if name == DENSE:
+        return 1, (0, 0, 0, 0)
+    found = known.get(name)
+    return len(found.layout((16, found.block))), tuple(constants(name).values())
+
+
 def pieces_of(planes: list[Tensor], names: list[str], columns: int, shares: int) -> tuple[list[Tensor], list[Piece]]:
     """The planes as kernels take them, and the pieces: one of all dense parts if there are no others, else one a part."""
     if set(names) == {DENSE}:
@@ -34,10 +44,9 @@ def pieces_of(planes: list[Tensor], names: list[str], columns: int, shares: int)
     pieces = []
     for name in names:
         first = len(flat)
-        packed = name != DENSE
-        own = planes[first : first + (len(known.get(name).layout((16, known.get(name).block))) if packed else 1)]
+        count, more = _planes_and_constants(name)
+        own = planes[first : first + count]
         flat += as_words(own) if name in EIGHT_BITS else own
-        more = constants(name).values() if packed else (0, 0, 0, 0)
         pieces.append(Piece(name, first, len(own), matrix_unroll(columns, shares, name), _kwidth(name), *more))
     return flat, pieces
 
