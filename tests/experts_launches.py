@@ -1,0 +1,36 @@
+"""The launches of a layer's experts at the models' sizes, to be compiled by the laboratory: nothing is read or computed."""
+
+from __future__ import annotations
+
+import torch
+
+from granite_kernels.formats import get
+from granite_kernels.kernels.moe import experts_down_add, experts_gate_up_swiglu
+from granite_kernels.weight import DENSE, Part, Weight
+
+SIZES = {"3.1-1b-a400m": (1024, 512, 32), "3.1-3b-a800m": (1536, 512, 40)}  # hidden, inner, experts
+TOP_K = 8
+
+
+def weight(rows: int, columns: int, format: str, dtype: torch.dtype) -> Weight:
+    if format == DENSE:
+        return Weight.dense(torch.empty(rows, columns, dtype=dtype))
+    planes = tuple(torch.empty(shape, dtype=kind) for shape, kind in get(format).layout((rows, columns)))
+    return Weight(Part(format, planes, (rows, columns)))
+
+
+def streamed(preset: str, tokens: int, bits: float = 16) -> dict[str, int]:
+    """The weights' bytes of each launch of a step where tokens choose as many experts as they can."""
+    hidden, inner, experts = SIZES[preset]
+    one = int(min(tokens * TOP_K, experts) * hidden * inner * bits / 8)
+    return {"_experts_gate_up_swiglu_kernel": 2 * one, "_experts_down_add_kernel": one}
+
+
+def layer(preset: str, tokens: int, gate_up: str = DENSE, down: str = DENSE, kind: str = "bfloat16") -> None:
+    """Both operations for `tokens` tokens with the weights in these formats."""
+    hidden, inner, experts = SIZES[preset]
+    dtype: torch.dtype = getattr(torch, kind)
+    stream, chosen = torch.empty(1, tokens, hidden, dtype=dtype), torch.empty(1, tokens, TOP_K, dtype=torch.int32)
+    experts_gate_up_swiglu(stream, weight(experts * 2 * inner, hidden, gate_up, dtype), chosen, experts=experts)
+    products = torch.empty(1, tokens, TOP_K, inner, dtype=dtype)
+    experts_down_add(products, weight(experts * hidden, inner, down, dtype), chosen, torch.empty(1, tokens, TOP_K), stream, scale=0.22)
