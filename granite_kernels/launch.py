@@ -172,7 +172,7 @@ def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledL
     tokens = next(bound for bound in TILED_TOKENS if tokens <= bound)
     stages = 3 if roomy(target) else 2  # elsewhere two programs share 100 KiB
     many = tokens > 64 and -(-rows // 128) * -(-tokens // 128) >= target.sms
-    units = next((n for n in ((2, 1) if many else (4, 2, 1)) if columns % (32 * n) == 0), 1)
+    units = next((n for n in ((4, 2, 1) if tokens <= 64 else (2, 1)) if columns % (32 * n) == 0), 1)
     shape = TiledLaunch(128 if tokens > 64 else 64, 128 if many else 64, units, 1, 8 if tokens > 64 else 4, stages)
     steps, splits = columns // (32 * units), 1
     while 4 * shape.tiles(rows, tokens) * splits < 3 * target.sms and steps % (2 * splits) == 0 and columns // (2 * splits) >= 256:
