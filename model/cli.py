@@ -31,7 +31,7 @@ SUMMARIES = {
     "plan": "Memory by format, the GPUs it fits, and the speed that they allow.",
     "quantize": "Write a checkpoint quantized: a GGUF file, or safetensors.",
     "doctor": "GPU, driver, torch, triton, compiler, caches.",
-    "bench": "Benchmarks; so far `bench offline`, a decode step examined without a GPU.",
+    "bench": "Tokens/s and memory beside others; kernels, offline, quality, compare.",
 }
 
 
