@@ -29,13 +29,10 @@ INTERPRETED = Target(arch=90, sms=132)  # on the CPU: the sizes that an H100 wou
 
 def target(tensor: Tensor) -> Target:
     """The target of the device that holds `tensor`."""
-    return _device_target(tensor.device) if tensor.is_cuda else INTERPRETED
-
-
-@functools.cache  # asked for at every launch
-def _device_target(device: torch.device) -> Target:
-    major, minor = torch.cuda.get_device_capability(device)
-    return Target(major * 10 + minor, torch.cuda.get_device_properties(device).multi_processor_count)
+    if not tensor.is_cuda:
+        return INTERPRETED
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return Target(major * 10 + minor, torch.cuda.get_device_properties(tensor.device).multi_processor_count)
 
 
 def roomy(target: Target) -> bool:

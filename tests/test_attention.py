@@ -170,6 +170,7 @@ def test_compiled_code(archs: tuple[int, ...]) -> None:
         assert launch.pdl == (launch.arch >= 90) == (launch.grid_dependency == 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_compiled_code_of_float32() -> None:
     launches = compiled(f"{cases.__file__}:launch_float32", tuple(INSTRUCTION))

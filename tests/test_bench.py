@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,7 +115,15 @@ def test_costs_are_those_that_the_kernels_tell_the_profiler() -> None:
 
     case = case_of("linear", "norm_gate_up_swiglu", tokens=2)
     x, _, weight = case.inputs.args
-    arguments = {"x_ptr": x, "norm_ptr": x, "COLUMNS": 64, "tokens": 2, "rows": weight.shape[0], "NORM": 1}
+    arguments = {
+        "x_ptr": x,
+        "norm_ptr": x,
+        "SHAPE": SimpleNamespace(columns=64),
+        "planes": weight.parts[0].planes,
+        "tokens": 2,
+        "rows": weight.shape[0],
+        "NORM": 1,
+    }
     told = linear_cost(None, Kernel, arguments)
     assert case.cost.flops == told["flops"]
     assert case.cost.bytes == pytest.approx(told["bytes"], rel=0.02)

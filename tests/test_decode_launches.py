@@ -30,6 +30,7 @@ def weights(preset: str) -> list[int]:
     return [2 * hidden * size for size in (rows, config.num_attention_heads * head_dim, 2 * inner, inner, config.vocab_size)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_decode_launches(preset: str, arch: int) -> None:

@@ -210,6 +210,7 @@ def test_real_sizes(name: str, rows: int, columns: int, tokens: int, monkeypatch
     verify(make(name, tokens, 1, columns=columns, rows=64 if "gate" in name else 33, heads=(1, 1, 32)), ORDERS[:1])
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [2, 16])
 def test_the_whole_vocabulary(tokens: int) -> None:

@@ -69,6 +69,7 @@ def test_columns_that_fill_no_step(format: str, columns: int, dtype: torch.dtype
     verify(pack(make("norm_logits", 1, 3, dtype, columns=columns, rows=17), (format,)), ORDERS[:1])
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "columns"), [(name, 2048) for name in NAMES] + [("q4_k", 8192), ("q6_k", 8192)])
 def test_real_sizes(format: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:

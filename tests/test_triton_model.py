@@ -77,6 +77,7 @@ def test_halves_are_no_worse_than_plain_pytorch(pair: tuple[Any, Path], dtype: t
     assert error <= 1.1 * allowed
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_demo_begins_as_in_plain_pytorch(demo: GraniteForCausalLM, gguf: Path, large_tiles: None) -> None:  # noqa: F811
     """Eight greedy tokens of packed weights, Q4_1 and Q8_0, against their dequantized twin's: the first from the prompt, the others
