@@ -146,11 +146,12 @@ class Rates:
 
 
 def measure(engine: Engine, test: Test, repeats: int, vocab: int, meters: Meters, rate: Rates) -> Row:
-    """The figures of one test over `repeats` requests, after one that warms up (a quarter of it, where nothing is compiled)."""
-    device = meters.device
-    ids = random_ids(test.batch, test.prompt, vocab, device)
-    warm_up = test.new if device.type == "cuda" else min(test.new, 2)
-    engine.run(ids if device.type == "cuda" else ids[:, :64], warm_up)
+    """The figures of one test over `repeats` requests, after one that warms up: a short one where nothing is compiled."""
+    ids = random_ids(test.batch, test.prompt, vocab, meters.device)
+    if engine.compiles:
+        engine.run(ids, test.new)
+    else:
+        engine.run(ids[:, :64], min(test.new, 2))
     meters.start()
     firsts, speeds, windows, energy = [], [], [], []
     for _ in range(repeats):

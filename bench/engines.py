@@ -32,6 +32,7 @@ class Engine(Protocol):
     """What generates, greedily and without stopping early."""
 
     weight_bytes: int
+    compiles: bool  # the first request of a shape takes longer
 
     def run(self, ids: Tensor, new: int) -> list[float]: ...
 
@@ -44,6 +45,7 @@ class Ours:
     def __init__(self, model: GraniteForCausalLM) -> None:
         self.model = model
         self.weight_bytes = model.memory().weights
+        self.compiles = model.device.type == "cuda"
 
     def run(self, ids: Tensor, new: int) -> list[float]:
         moments = []
@@ -88,6 +90,7 @@ class Transformers:
 
     def __init__(self, theirs: Any, implementation: str) -> None:
         self.theirs, self.implementation = theirs, implementation
+        self.compiles = implementation == STATIC or theirs.device.type == "cuda"
         self.weight_bytes = sum(p.numel() * p.element_size() for p in theirs.parameters())
         self.arguments: dict[str, Any] = {"do_sample": False}
         theirs.generation_config.eos_token_id = None

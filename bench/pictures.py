@@ -231,9 +231,7 @@ def memory(pyplot: Any, header: dict[str, Any], rows: Sequence[Row]) -> Any:
     axis.margins(y=0.02)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel(
-        "peak GB of the process, everything included" if shown[0].get("memory_of") == "process" else "peak GB allocated on the GPU"
-    )
+    axis.set_xlabel("peak GB of the process, everything included" if shown[0].get("memory_of") else "peak GB allocated on the GPU")
     subtitle(figure, f"Memory by weights and context, {shown[0]['model']}", header)
     return figure
 

@@ -15,6 +15,7 @@ import torch
 from granite_kernels.bench import end_to_end, engines, run, startup
 from granite_kernels.bench.child import stream
 from granite_kernels.bench.harness import OURS
+from granite_kernels.bench.meters import Meters
 from granite_kernels.bench.others import LLAMA, llama_bench
 from granite_kernels.bench.rows import Row
 
@@ -169,3 +170,43 @@ def test_bench_of_a_model_measures_everybody_and_writes_a_report(folder: Path, t
     assert {(OURS, "ok"), (engines.TRANSFORMERS, "ok"), (LLAMA, "absent"), (OURS, "left out")} <= found
     assert "needs a GPU" in done.stdout and "End to end" in done.stdout and done.stderr == ""
     assert path.with_suffix(".md").exists() and path.with_name("tiny-speed.png").exists()
+
+
+# ------------------------------------------------------------------ what would be unfair
+
+
+class Recorded:
+    """An engine that notes what it is asked for."""
+
+    weight_bytes = 0
+
+    def __init__(self, *, compiles: bool) -> None:
+        self.compiles = compiles
+        self.asked: list[tuple[int, int]] = []
+
+    def run(self, ids: torch.Tensor, new: int) -> list[float]:
+        self.asked.append((ids.shape[1], new))
+        return [time.perf_counter() for _ in range(new)]
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("measuring asks for no logits")
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_what_compiles_does_so_before_it_is_timed(compiles: bool) -> None:
+    engine = Recorded(compiles=compiles)
+    test = end_to_end.Test("tg8", 1, 100, 100, 9)
+    end_to_end.measure(engine, test, 2, 1000, Meters(torch.device("cpu")), end_to_end.Rates())
+    assert engine.asked[1:] == [(100, 9)] * 2
+    assert (engine.asked[0] == (100, 9)) == compiles
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's peak can't begin anew, and memory_of says so")
+def test_memory_is_that_of_the_test_and_not_of_what_was_loaded_before() -> None:
+    meters = Meters(torch.device("cpu"))
+    loaded = torch.ones(64 << 20)
+    before = meters.memory()["peak_allocated"]
+    del loaded
+    meters.start()
+    assert int(meters.memory()["peak_allocated"]) < int(before) - (128 << 20)
+    assert meters.memory()["memory_of"] == "process"
