@@ -29,11 +29,11 @@ from granite_kernels.model.room import MARGIN
 
 from granite_kernels.formats import GGUF_NAMES, get, get_gguf
 from granite_kernels.formats.mix import DENSE, QUANTIZATIONS, format_of
+from granite_kernels.launch import TILED_TOKENS
 
 from .gpus import Gpu
 
 LABELS = {"q8_0": "Q8_0", "q6_k": "Q6_K", "q4_k_m": "Q4_K_M"}
-DECODED = 1024  # tokens from which packed weights are decoded once for the library's product (linear/regimes.py)
 ROTARY_ROWS = 4096  # the table of rotations grows in such steps
 LIBRARY = {90: 32 << 20}  # bytes of workspace that torch gives cuBLAS, by architecture ...
 LIBRARY_ELSEWHERE = 8_519_680  # ... and on all others: 4096 KiB * 2 + 16 KiB * 8
@@ -153,7 +153,7 @@ def activation_bytes(config: GraniteConfig, weights: Footprint, tokens: int) -> 
     attended = config.num_attention_heads * config.head_dim
     inner = config.intermediate_size * max(config.num_experts_per_tok, 1) + config.shared_intermediate_size
     held = config.hidden_size + 2 * attended + inner  # the stream, q, what attention gave, the inner values of the layer before
-    decoded = weights.largest if tokens >= DECODED else 0
+    decoded = weights.largest if tokens > TILED_TOKENS[-1] else 0
     product = 2 * tokens * (held + config.hidden_size + 2 * inner) + decoded  # and the normed stream, gate | up
     gated = 2 * tokens * (held + 3 * inner)  # and gate | up, the inner values
     return max(product, gated)
