@@ -151,7 +151,7 @@ def test_what_the_view_does_not_give_is_refused(pair: tuple[Any, Any]) -> None:
     for options, message in (
         ({"output_attentions": True}, "doesn't take output_attentions"),
         ({"labels": ids}, "doesn't take labels"),
-        ({"past_key_values": DynamicCache()}, "past_key_values is a DynamicCache"),
+        ({"past_key_values": DynamicCache()}, "is a DynamicCache"),
     ):
         with pytest.raises(GraniteError, match=message):
             view(ids, **options)

@@ -24,10 +24,10 @@ from ..drive import drive
 from ..model import GraniteForCausalLM as Engine
 from ..request import Request, make_request
 from .layer import Forward
-from .models import causal_lm, why_not_shared
+from .models import CACHE, causal_lm, why_not_shared
 from .view import GraniteForCausalLM as View
 
-USED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "tokenizer", "input_ids")
+USED = ("attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep", "tokenizer", "input_ids")
 CALLERS = 6  # frames between generate and whoever asks here
 ENGINES: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = weakref.WeakKeyDictionary()  # model: (its parameters, engine)
 
@@ -135,7 +135,7 @@ def _chosen(engine: Engine, request: Request, ids: Tensor, processor: Any, crite
 def _of_generate(name: str) -> Any:
     """The argument `name` of the `generate` that calls us, or None.
 
-    transformers 5.23 hands a callable its processors and criteria, but loses the streamer and the assistant on the way, after
+    transformers (5.24 still) hands a callable its processors and criteria, but loses the streamer and the assistant on the way, after
     having given the streamer the prompt: an iterator over it would wait for ever. So they are read where they still are, among the
     variables of that function.
     """
@@ -163,9 +163,9 @@ def _check(config: Any, model_kwargs: dict[str, Any]) -> None:
         raise GraniteError(
             f"fast_decode doesn't do {', '.join(found)}: it decodes greedily and samples; leave custom_generate out for these"
         )
-    past = model_kwargs.get("past_key_values")
+    past = model_kwargs.get(CACHE)
     if past is not None and int(past.get_seq_length()) > 0:
-        raise GraniteError("past_key_values holds tokens already: fast_decode has a cache of its own; pass the whole text instead")
+        raise GraniteError(f"{CACHE} holds tokens already: fast_decode has a cache of its own; pass the whole text instead")
 
 
 def _mask(ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:

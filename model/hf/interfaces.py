@@ -55,7 +55,7 @@ class Attention:
         """query [batch, heads, tokens, head_dim], key and value [batch, kv_heads, context, head_dim]: [batch, tokens, heads, head_dim]."""
         batch, _, tokens, head_dim = query.shape
         held = key.shape[2] - 1 if tokens == 1 else 0  # without a mask transformers' sdpa reads it so, too
-        strange = dropout > 0 or any(others.get(name) is not None for name in (*PACKED, "position_bias", "softcap", "s_aux"))
+        strange = dropout > 0 or any(others.get(name) is not None for name in (*PACKED, "cache", "position_bias", "softcap", "s_aux"))
         window = None if strange or _traced(query, key, value) else self.session.window(attention_mask, held, batch, tokens, query.device)
         if window is None or not getattr(module, "is_causal", True) or head_dim < 16 or head_dim & (head_dim - 1):
             options = dict(scaling=scaling, dropout=dropout, **others)

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from granite_kernels.launch import DECODE_TOKENS
 from granite_kernels.weight import Weight
 
 from .engine import expert_matrix
-from .models import activation_is_silu, moe_of, shared_of, why_not, why_not_linear
+from .models import CACHE, activation_is_silu, moe_of, shared_of, why_not, why_not_linear
 from .session import Kit, Session
 from .window import Window
 
-PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx", "cache")  # several sequences in one row, or in the pages of one cache
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # several sequences in one row
 
 
 class Forward:
@@ -95,21 +96,24 @@ class LayerForward(Forward):
         past_key_values: Any = None,
         use_cache: bool | None = False,
         position_embeddings: Any = None,
+        cache: Any = None,
         **others: Any,
     ) -> Tensor:
         """As the stock layer: hidden_states [batch, tokens, hidden] to the same."""
         layer: Any = self.module
+        paged = cache is not None and not isinstance(cache, Cache)  # the pages of continuous batching
+        past = past_key_values if cache is None else cache
         passed = dict(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             position_embeddings=position_embeddings,
+            **{"cache" if paged else CACHE: past},
             **others,
         )
         if hidden_states.dtype != layer.input_layernorm.weight.dtype or not self.runs(hidden_states):
             return self.stock(hidden_states, **passed)
-        if any(others.get(name) is not None for name in PACKED):
+        if paged or any(others.get(name) is not None for name in PACKED):
             self.session.note("a row that packs several sequences (continuous batching, training) needs transformers' attention")
             return self.stock(hidden_states, **passed)
         kit, scale = self.session.kit(hidden_states), float(getattr(layer, "residual_multiplier", 1.0))
@@ -120,7 +124,7 @@ class LayerForward(Forward):
 
     def _attention(self, x: Tensor, kit: Kit, scale: float, passed: dict[str, Any]) -> Tensor:
         layer: Any = self.module
-        attention, past = layer.self_attn, passed["past_key_values"]
+        attention, past = layer.self_attn, passed[CACHE]
         (batch, tokens, _), mask = x.shape, passed["attention_mask"]
         held = 0 if past is None else past.get_seq_length(attention.layer_idx)
         window = self.session.window(mask, held, batch, tokens, x.device)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers.activations import ACT2CLS
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import output_capturing
 
 from granite_kernels.errors import GraniteError
@@ -13,6 +14,7 @@ from granite_kernels.errors import GraniteError
 from ..config import GraniteConfig
 
 SUPPORTED = ("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "LlamaForCausalLM")
+CACHE = "cache" if hasattr(CausalLMOutputWithPast(), "cache") else "past_key_values"  # its name in theirs, from 5.24 and before it
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -17,6 +17,7 @@ from granite_kernels.errors import GraniteError
 
 from ..cache import Cache as EngineCache
 from ..model import GraniteForCausalLM as Engine
+from .models import CACHE
 
 OWN_CACHE = (None, "dynamic", "static")  # all mean the engine's: allocated once for a request, grown in place
 
@@ -61,6 +62,11 @@ class ViewCache(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
     @property
     def is_initialized(self) -> bool:
         return self.engine is not None
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """All layers as one with a slot for each token; a cache that names no layer would be taken for a state without slots."""
+        return [False]
 
 
 class GraniteForCausalLM(GenerationMixin, nn.Module):  # type: ignore[misc]  # transformers is untyped to mypy
@@ -110,8 +116,8 @@ class GraniteForCausalLM(GenerationMixin, nn.Module):  # type: ignore[misc]  # t
             raise GraniteError(
                 f"cache_implementation is {generation_config.cache_implementation!r}: this model has a cache of its own, leave it out"
             )
-        if model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = ViewCache()
+        if model_kwargs.get(CACHE) is None:
+            model_kwargs[CACHE] = ViewCache()
 
     def forward(
         self,
@@ -122,6 +128,7 @@ class GraniteForCausalLM(GenerationMixin, nn.Module):  # type: ignore[misc]  # t
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
+        cache: ViewCache | None = None,
         **unused: Any,
     ) -> Any:
         """Logits of input_ids [batch, tokens] in transformers' output class. Raises GraniteError for what the engine doesn't give."""
@@ -130,10 +137,12 @@ class GraniteForCausalLM(GenerationMixin, nn.Module):  # type: ignore[misc]  # t
             raise GraniteError(f"this view doesn't take {', '.join(given)}: it computes logits from input_ids, for inference")
         if input_ids is None:
             raise GraniteError("input_ids are needed: the view takes no embeddings")
-        if past_key_values is not None and not isinstance(past_key_values, ViewCache):
-            raise GraniteError(f"past_key_values is a {type(past_key_values).__name__}: expected the one that this view handed back")
+        cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(cache, ViewCache):
+            raise GraniteError(f"{CACHE} is a {type(cache).__name__}: expected the one that this view handed back")
         cached = use_cache is not False
-        cache = past_key_values if past_key_values is not None else (ViewCache() if cached else None)
+        if cache is None and cached:
+            cache = ViewCache()
         out = self.engine(
             input_ids,
             attention_mask=attention_mask,
@@ -144,5 +153,5 @@ class GraniteForCausalLM(GenerationMixin, nn.Module):  # type: ignore[misc]  # t
         )
         if cache is not None:
             cache.engine = out.past_key_values
-        result = CausalLMOutputWithPast(logits=out.logits, past_key_values=cache)
+        result = CausalLMOutputWithPast(logits=out.logits, **{CACHE: cache})
         return result.to_tuple() if return_dict is False else result
