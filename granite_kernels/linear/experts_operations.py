@@ -89,17 +89,7 @@ def experts_down_add(
 
 @experts_down_add.register_fake
 def _(
-    x: Tensor,
-    planes: list[Tensor],
-    format: str,
-    experts: int,
-    rows: int,
-    chosen: Tensor,
-    shares: Tensor,
-    residual: Tensor,
-    tickets: Tensor,
-    partials: Tensor,
-    scale: float,
+    x: Tensor, planes: list[Tensor], format: str, experts: int, rows: int, chosen: Tensor, shares: Tensor, residual: Tensor, *rest: Any
 ) -> Tensor:
     return residual.new_empty(residual.shape)
 
@@ -178,5 +168,5 @@ def grouped_down_add(x: Tensor, weight: Tensor, order: Tensor, starts: Tensor, s
 
 
 @grouped_down_add.register_fake
-def _(x: Tensor, weight: Tensor, order: Tensor, starts: Tensor, shares: Tensor, residual: Tensor, scale: float) -> Tensor:
+def _(x: Tensor, weight: Tensor, order: Tensor, starts: Tensor, shares: Tensor, residual: Tensor, *rest: Any) -> Tensor:
     return residual.new_empty(residual.shape)

@@ -155,7 +155,7 @@ def linear(x: Tensor, planes: list[Tensor], formats: str, ends: list[int], ticke
 
 
 @linear.register_fake
-def _(x: Tensor, planes: list[Tensor], formats: str, ends: list[int], tickets: Tensor, partials: Tensor) -> Tensor:
+def _(x: Tensor, planes: list[Tensor], formats: str, ends: list[int], *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], ends[-1])
 
 
@@ -178,17 +178,7 @@ def norm_logits(
 
 
 @norm_logits.register_fake
-def _(
-    x: Tensor,
-    norm: Tensor,
-    planes: list[Tensor],
-    formats: str,
-    ends: list[int],
-    tickets: Tensor,
-    partials: Tensor,
-    eps: float,
-    scaling: float,
-) -> Tensor:
+def _(x: Tensor, norm: Tensor, planes: list[Tensor], formats: str, ends: list[int], *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], ends[-1])
 
 
@@ -204,9 +194,7 @@ def linear_add(
 
 
 @linear_add.register_fake
-def _(
-    x: Tensor, planes: list[Tensor], formats: str, ends: list[int], residual: Tensor, tickets: Tensor, partials: Tensor, scale: float
-) -> Tensor:
+def _(x: Tensor, planes: list[Tensor], formats: str, ends: list[int], residual: Tensor, *rest: Any) -> Tensor:
     return residual.new_empty(residual.shape)
 
 
@@ -221,9 +209,7 @@ def norm_gate_up_swiglu(
 
 
 @norm_gate_up_swiglu.register_fake
-def _(
-    x: Tensor, norm: Tensor, planes: list[Tensor], formats: str, ends: list[int], tickets: Tensor, partials: Tensor, eps: float
-) -> Tensor:
+def _(x: Tensor, norm: Tensor, planes: list[Tensor], formats: str, ends: list[int], *rest: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], ends[-1] // 2)
 
 
