@@ -17,6 +17,21 @@ def add_one(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def add_integers(x_ptr, y_ptr, out_ptr):
+    tl.store(out_ptr, tl.load(x_ptr) + tl.load(y_ptr))
+
+
+@triton.jit
+def sub_integers(x_ptr, y_ptr, out_ptr):
+    tl.store(out_ptr, tl.load(x_ptr) - tl.load(y_ptr))
+
+
+@triton.jit
+def mul_integers(x_ptr, y_ptr, out_ptr):
+    tl.store(out_ptr, tl.load(x_ptr) * tl.load(y_ptr))
+
+
+@triton.jit
 def reads_past_the_end(x_ptr, y_ptr, size, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y_ptr + offsets, tl.load(x_ptr + offsets, mask=offsets <= size) + 1, mask=offsets < size)

@@ -210,12 +210,14 @@ def test_real_sizes(name: str, rows: int, columns: int, tokens: int, monkeypatch
     verify(make(name, tokens, 1, columns=columns, rows=64 if "gate" in name else 33, heads=(1, 1, 32)), ORDERS[:1])
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [2, 16])
-def test_the_whole_vocabulary(tokens: int) -> None:
-    """Rows of 49,155 logits begin anywhere; column 0 of the later ones has been wrong in other projects."""
-    verify(make("norm_logits", tokens, 1, columns=256, rows=49155), ORDERS[:1])
+def test_the_whole_vocabulary(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 49,155 logits begin anywhere; column 0 of the later ones has been wrong in other projects.
+
+    Few programs with more rows than a GPU would give them: the index of a row is what counts here.
+    """
+    monkeypatch.setattr(launches, "matrix_launch", lambda *_: MatrixLaunch(256, 1, 1, 8 if tokens <= 8 else 16))
+    verify(make("norm_logits", tokens, 1, columns=32, rows=49155), ORDERS[:1])
 
 
 # ------------------------------------------------------------------ promises

@@ -110,3 +110,18 @@ def test_ptx(text: str, operands: tuple[int, ...], expected: int) -> None:
 def test_unknown_assembly_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="vote"):
         ptx.evaluate("vote.sync.all.pred $0, $1, $2;", 1, [bits(1), bits(1)])
+
+
+@pytest.mark.parametrize(
+    ("operation", "x", "y", "most"),
+    [("add", 2**31 - 2, 1, 2**31 - 1), ("sub", -(2**31) + 1, 1, -(2**31)), ("mul", 2**15, -(2**16), -(2**31))],
+)
+def test_integers_that_overflow_are_found(operation: str, x: int, y: int, most: int) -> None:
+    kernel, out = getattr(kernels, f"{operation}_integers"), torch.empty(1, dtype=torch.int32)
+    kernel[(1,)](torch.tensor([x], dtype=torch.int32), torch.tensor([y], dtype=torch.int32), out)
+    assert out.item() == most
+    with pytest.raises(Exception, match=f"int32 overflow detected for operation {operation}"):
+        kernel[(1,)](torch.tensor([x], dtype=torch.int32), torch.tensor([2 * y], dtype=torch.int32), out)
+    wide = torch.empty(1, dtype=torch.int64)
+    kernel[(1,)](torch.tensor([x]), torch.tensor([2 * y]), wide)
+    assert abs(wide.item()) > 2**31 - 1

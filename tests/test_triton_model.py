@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return theirs, tiny.save(theirs, tmp_path_factory.mktemp("triton"))
 
 
-def test_logits_and_tokens_equal_transformers(pair: tuple[Any, Path], few_programs: None) -> None:
+def test_logits_and_tokens_equal_transformers(pair: tuple[Any, Path], large_tiles: None) -> None:
     theirs, folder = pair
     ours = GraniteForCausalLM.from_pretrained(folder, device="cpu", backend="triton")
     assert all(row.active for row in ours.kernels())
@@ -57,7 +57,7 @@ def test_logits_and_tokens_equal_transformers(pair: tuple[Any, Path], few_progra
     assert torch.equal(ours.generate(ids, attention_mask=mask, max_new_tokens=5, eos_token_id=[]), expected)
 
 
-def test_sampled_tokens_are_the_same_on_both_backends(pair: tuple[Any, Path], few_programs: None) -> None:
+def test_sampled_tokens_are_the_same_on_both_backends(pair: tuple[Any, Path], large_tiles: None) -> None:
     triton, plain = (GraniteForCausalLM.from_pretrained(pair[1], device="cpu", backend=backend) for backend in ("triton", "torch"))
     arguments = {"do_sample": True, "temperature": 0.9, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 11}
     ids = tiny.prompts(2, 18)
@@ -77,7 +77,6 @@ def test_halves_are_no_worse_than_plain_pytorch(pair: tuple[Any, Path], dtype: t
     assert error <= 1.1 * allowed
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_demo_begins_as_in_plain_pytorch(demo: GraniteForCausalLM, gguf: Path, large_tiles: None) -> None:  # noqa: F811
     """Eight greedy tokens of packed weights, Q4_1 and Q8_0, against their dequantized twin's: the first from the prompt, the others

@@ -1,8 +1,8 @@
 """Repairs of Triton's interpreter (TRITON_INTERPRET=1; Triton 3.6 to 3.9), so that kernels can be judged on a CPU.
 
 `install()` puts right what the stock interpreter computes wrongly without a word (`numerics`), teaches it inline assembly
-(`asm`), libdevice and programmatic dependent launch (no-ops), and stops it from patching `triton.language` anew at every
-call of a device function. It changes Triton for the whole process, which is why tests and `bench/offline` alone call it.
+(`asm`), libdevice and programmatic dependent launch (no-ops), and makes it several times as fast (`shortcuts`). It changes Triton
+for the whole process, which is why tests and `bench/offline` alone call it.
 What it can't see: warps, shared memory, `num_stages`, cache hints. Every kernel must also be compiled (`capture`).
 """
 
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter as stock
 
-from . import asm, numerics
+from . import asm, numerics, shortcuts
 from .asm import register_asm
 
 __all__ = ["install", "register_asm"]
@@ -114,36 +114,6 @@ def _repair_index() -> None:
     stock._patch_lang_tensor = patch
 
 
-def _patch_language_once() -> None:
-    """The stock interpreter patches `triton.language` at every device-function call: two thirds of its time."""
-    patched: set[frozenset[int]] = set()
-    launch = stock.GridExecutor.__call__
-
-    def grid_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        patched.clear()
-        try:
-            return launch(self, *args, **kwargs)
-        finally:
-            patched.clear()
-
-    def device_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        modules = getattr(self, "_language_modules", None)
-        if modules is None:
-            found = (value for value in self.fn.__globals__.values() if inspect.ismodule(value))
-            modules = self._language_modules = frozenset(id(value) for value in found if value in (tl, tl.core))
-        if modules not in patched:
-            stock._patch_lang(self.fn)
-            patched.add(modules)
-        function = self.rewrite()
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            raise stock.InterpreterError(repr(error)) from error
-
-    stock.GridExecutor.__call__ = grid_call
-    stock.InterpretedFunction.__call__ = device_call
-
-
 @functools.cache
 def install() -> None:
     """Repair the interpreter of this process; a second call does nothing. Raises RuntimeError in a compiling process."""
@@ -153,4 +123,4 @@ def install() -> None:
     _repair_external()
     if triton.__version__.startswith("3.6."):
         _repair_index()
-    _patch_language_once()
+    shortcuts.take()
