@@ -143,12 +143,15 @@ def launch_decode() -> None:
             _empty(head_dim, tokens, context, batch).run(attention_decode)
 
 
-def launch_float32() -> None:
-    """Prefill, and decode of one token and of 16, of both head sizes in float32."""
+def launch_float32(head_dim: int = 128) -> None:
+    """Prefill, and decode of one token and of 16, in float32."""
     from granite_kernels.kernels.attention import attention
     from granite_kernels.kernels.attention_decode import attention_decode
 
-    for head_dim in (64, 128):
-        _empty(head_dim, 512, 512, 1, torch.float32).run(attention)
-        for tokens in (1, 16):
-            _empty(head_dim, tokens, 512, 1, torch.float32).run(attention_decode)
+    _empty(head_dim, 512, 512, 1, torch.float32).run(attention)
+    for tokens in (1, 16):
+        _empty(head_dim, tokens, 512, 1, torch.float32).run(attention_decode)
+
+
+def launch_small_float32() -> None:
+    launch_float32(64)

@@ -219,7 +219,7 @@ def test_one_sequence_fills_the_gpu(target: Target) -> None:
             assert programs - kv_heads < kv_heads * splits <= programs
 
 
-@pytest.mark.parametrize("archs", [pytest.param((90,), id="90"), pytest.param((80, 86, 89, 100, 120), id="others", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("archs", [pytest.param((90,), id="90"), pytest.param((80, 120), id="others", marks=pytest.mark.slow)])
 def test_compiled_code(archs: tuple[int, ...]) -> None:
     launches = compiled(f"{cases.__file__}:launch_decode", archs)
     assert [launch.arch for launch in launches] == [arch for arch in archs for _ in range(8)]
