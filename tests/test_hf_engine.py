@@ -65,3 +65,14 @@ def test_what_cannot_be_shared_is_named() -> None:
     mixed.model.norm.to(torch.bfloat16)
     with pytest.raises(GraniteError, match=r"torch\.bfloat16, torch\.float32: one dtype is needed"):
         GraniteForCausalLM.from_transformers(mixed)
+
+
+def test_a_release_of_transformers_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    model = tiny_hf.make()
+    monkeypatch.setattr(transformers, "__version__", "5.2.1")
+    with pytest.raises(GraniteError, match=r"needs transformers 5\.15 or newer, found 5\.2\.1: pip install -U transformers"):
+        GraniteForCausalLM.from_transformers(model)
+    monkeypatch.setattr(transformers, "__version__", "6.0.0.dev0")
+    assert GraniteForCausalLM.from_transformers(model).config.num_hidden_layers == model.config.num_hidden_layers

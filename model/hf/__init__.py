@@ -17,10 +17,16 @@ from typing import Any
 from granite_kernels.errors import GraniteError
 
 
+OLDEST = (5, 15)  # of transformers that the seams were tried with
+
+
 def import_hf(name: str) -> Any:
-    """The module `name` of this package; a GraniteError where transformers isn't installed."""
+    """The module `name` of this package; a GraniteError where transformers isn't installed, or is too old."""
+    oldest = ".".join(map(str, OLDEST))
     try:
-        import transformers  # noqa: F401  (only to tell its absence from that of something else)
+        import transformers
     except ImportError as error:
-        raise GraniteError('this needs transformers 5: pip install "granite-kernels[hf]"') from error
+        raise GraniteError(f'this needs transformers {oldest} or newer: pip install "granite-kernels[hf]"') from error
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
+        raise GraniteError(f"this needs transformers {oldest} or newer, found {transformers.__version__}: pip install -U transformers")
     return importlib.import_module(f"{__name__}.{name}")
