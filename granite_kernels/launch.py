@@ -93,16 +93,18 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
 
 def _packed_launch(rows: int, columns: int, tokens: int, target: Target, format: str) -> MatrixLaunch:
     """A step is 128 columns, or a k-quant's 256. Instructions bind here before bytes do, so that warps are few and own many rows:
-    each repeats the addresses, x and the scales' bookkeeping. Long rows have warps enough to keep loads in flight.
+    each repeats the addresses, x and the scales' bookkeeping. Long rows have warps enough to keep loads in flight. Warps that share k
+    within a program meet at less cost than programs do, so that three quarters of a card are enough before k is split.
     """
     steps = max(columns // (256 if format in SUPER_BLOCKS else 128), 1)
     # four groups' sums beside 16 tokens, or the words of two code planes, don't fit into the registers
     groups = 4 if tokens <= 8 and rows >= 8192 and format not in ("q3_k", "q5_k", "q6_k") else 2
     blocks = -(-rows // (16 * groups))
-    splits = next((n for n in (1, 2, 4) if blocks * n >= 0.9 * target.sms), 4)
+    few = format in ("q2_k", "q3_k") and columns < 4096  # bytes a row: still fewer programs and warps
+    splits = next((n for n in (1, 2, 4) if blocks * n >= (0.45 if few else 0.7) * target.sms), 4)
     while splits > 1 and steps % splits:
         splits //= 2
-    wanted = 4 if columns >= 4096 else 2
+    wanted = 4 if columns >= 4096 or (splits == 1 and blocks < target.sms and not few) else 2
     warps = next((n for n in (wanted, 2) if steps % (n * splits) == 0), 4 if steps >= 8 * splits else 1)
     return MatrixLaunch(groups, warps, splits, 8 if tokens <= 8 else 16)
 

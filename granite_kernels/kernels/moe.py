@@ -176,9 +176,9 @@ def _check(x: Tensor, weight: Weight, chosen: Tensor, experts: int) -> None:
         raise GraniteError(f"chosen is {chosen.dtype}: expected contiguous int32 [batch, tokens, top_k]")
 
 
-def _takes_a_step(stream: Tensor, weight: Weight) -> bool:
-    """Whether the kernels of a step serve it."""
-    return is_skinny(stream, weight) and len(weight.parts) == 1
+def _takes_a_step(stream: Tensor, weight: Weight, rows: int) -> bool:
+    """Whether the kernels of a step serve it: packed, an expert begins with a whole eight of rows, and so does its second half."""
+    return is_skinny(stream, weight) and len(weight.parts) == 1 and (weight.parts[0].format == DENSE or rows % 16 == 0)
 
 
 def _matrix(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -201,7 +201,7 @@ def experts_gate_up_swiglu(h: Tensor, gate_up: Weight, chosen: Tensor, *, expert
     if chosen.numel() == 0:
         return h.new_empty(*chosen.shape, rows // 2)
     h = h.contiguous()
-    if _takes_a_step(h, gate_up):
+    if _takes_a_step(h, gate_up, rows):
         (part,) = gate_up.parts
         return experts_operations.experts_gate_up_swiglu(h, list(part.planes), part.format, experts, rows, chosen)
     order, starts = experts_operations.sort_choices(chosen, experts)
@@ -229,7 +229,7 @@ def experts_down_add(
     if chosen.numel() == 0:
         return residual.clone()
     inner, shares, residual = inner.contiguous(), shares.contiguous(), residual.contiguous()
-    if _takes_a_step(residual, down):
+    if _takes_a_step(residual, down, rows):
         (part,) = down.parts
         need = workspace_size(chosen.numel() // chosen.shape[-1], chosen.shape[-1], rows, inner.shape[-1], part.format)
         if workspace is None:

@@ -24,7 +24,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_kernels.linear.fragments import left_fragment, right_fragment
 from granite_kernels.linear.packed import step_plain, step_units
-from granite_kernels.linear.prologue import add_products, inverse_rms, load_x
+from granite_kernels.linear.prologue import add_products, add_squares, inverse_rms, load_x
 
 
 @triton.jit
@@ -34,20 +34,28 @@ def row_of(pair, second, half, rows):
 
 
 @triton.jit
-def sum_rows(first, half, rows, base, GROUPS: tl.constexpr):
-    """Rows of the sums, a tuple of int64 [16], one a group: pairs begin at `first`."""
-    index = tl.arange(0, 16)
-    a = row_of(first + index % 8, index // 8, half, rows).to(tl.int64) + base
+def eight_rows(group, second, half, rows):
+    """First of the eight neighbours that are the first or, where `second` is 1, the second rows of a packed weight's group of pairs.
+
+    `half` is a multiple of 8; past the end they are the last eight, which planes have wherever `rows` ends.
+    """
+    pair = tl.minimum(group * 8, tl.cdiv(rows, 2 * half) * half - 8)
+    return ((pair // half) * (2 * half) + pair % half + second * half).to(tl.int64)
+
+
+@triton.jit
+def sum_rows(group, half, rows, base, GROUPS: tl.constexpr):
+    """Of the rows of the sums: the first of each one's eight, a tuple of int64 [16], one a group."""
+    second = tl.arange(0, 16) // 8
+    a = eight_rows(group, second, half, rows) + base
     if GROUPS == 1:
         return (a,)
     else:
-        b = row_of(first + 8 + index % 8, index // 8, half, rows).to(tl.int64) + base
+        b = eight_rows(group + 1, second, half, rows) + base
         if GROUPS == 2:
             return a, b
         else:
-            c = row_of(first + 16 + index % 8, index // 8, half, rows).to(tl.int64) + base
-            d = row_of(first + 24 + index % 8, index // 8, half, rows).to(tl.int64) + base
-            return a, b, c, d
+            return a, b, eight_rows(group + 2, second, half, rows) + base, eight_rows(group + 3, second, half, rows) + base
 
 
 @triton.jit
@@ -82,7 +90,7 @@ def step_dense(
         else:
             weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
         x, h = load_x(x_row, norm_ptr, at, at < COLUMNS, inverse, TOKENS, EVEN, NORM)
-        products = add_products(products, x, WARPS, TOKENS, NORM)
+        products = add_products(products, x, WARPS, TOKENS, NORM == 1)
         left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
         acc = tl.dot(left, right_fragment(h, TOKENS, WARPS, KWIDTH), acc, input_precision="ieee")
     return acc, products
@@ -115,13 +123,18 @@ def piece_product(
     warp = tl.arange(0, WARPS)[None, :, None, None, None]
     g = tl.arange(0, 8)[None, None, :, None, None]
     lane = tl.arange(0, 4)[None, None, None, :, None]
-    row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64) + base
-    weight_row = row_pointers(planes, ends, row, COLUMNS) if DENSE else planes[0] + row * LENGTH
     first = (split * WARPS + warp) * CHUNK + lane * 8
+    LINE: tl.constexpr = 1024 // planes[0].dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+    begins = tl.minimum((split * WARPS + warp) * (CHUNK * LENGTH // COLUMNS) + lane * LINE, LENGTH - 1)
+    if DENSE:
+        row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64) + base
+        weight_row = row_pointers(planes, ends, row, COLUMNS)
+        begins = weight_row + begins
+    else:  # whole eights are far apart alike: constants of an instruction where they can be
+        begins = planes[0] + ((eight_rows(block * GROUPS + rep // 2, rep % 2, half, rows) + base) * LENGTH + (g * LENGTH + begins))
     if SHAPE.pdl:
         gdc_launch_dependents()
-        LINE: tl.constexpr = 128 // (weight_row.dtype.element_ty.primitive_bitwidth // 8)
-        prefetch(weight_row + tl.minimum((split * WARPS + warp) * (CHUNK * LENGTH // COLUMNS) + lane * LINE, LENGTH - 1))
+        prefetch(begins)
         gdc_wait()
     inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, SHAPE.one) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
     token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
@@ -129,15 +142,16 @@ def piece_product(
     token = tl.minimum(tl.arange(0, TOKENS)[None, :, None], tokens - 1)
     x_rows = x_ptr + (token if order is None else order[None, :, None]).to(tl.int64) * COLUMNS
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
-    products = tl.zeros((WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
+    ALONE: tl.constexpr = SHAPE.one and NORM == 1 and not DENSE  # its squares need no tensor cores
+    products = tl.zeros((WARPS, SPAN) if ALONE else (WARPS, 16, TOKENS), tl.float32)  # of tokens with one another
     # the same places for what belongs to whole units: lanes [rep, WARPS, g, t], and the sums' rows
     rep, g = tl.arange(0, 2 * GROUPS)[:, None, None, None], tl.arange(0, 8)[None, None, :, None]
-    unit_row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64) + base
+    eight = eight_rows(block * GROUPS + rep // 2, rep % 2, half, rows) + base
     first_unit = (split * WARPS + tl.arange(0, WARPS)[None, :, None, None]) * (CHUNK // WIDTH) + tl.arange(0, 4)[None, None, None, :]
     index = tl.arange(0, 16 * GROUPS)
-    y_row = row_of(block * (GROUPS * 8) + index // 16 * 8 + index % 8, index // 8 % 2, half, rows).to(tl.int64) + base
+    y_row = eight_rows(block * GROUPS + index // 16, index // 8 % 2, half, rows) + base + index % 8
     plain_row = y_row[:, None]
-    sum_row = sum_rows(block * (GROUPS * 8), half, rows, base, GROUPS)
+    sum_eight = sum_rows(block * GROUPS, half, rows, base, GROUPS)
     begin = (split * WARPS + tl.arange(0, WARPS)[:, None]) * CHUNK
     for trip in tl.range(0, CHUNK, SPAN, num_stages=1):
         if DENSE:
@@ -150,17 +164,22 @@ def piece_product(
                 acc, planes, x_rows, norm_ptr, plain_row, inverse, begin + trip, COLUMNS, SHAPE.pieces[PIECE], TOKENS, NORM, EVEN
             )  # fmt: skip
         else:
+            if ALONE:
+                products = add_squares(products, x_ptr, begin + trip, COLUMNS, EVEN)
             acc, products = step_units(
-                acc, products, planes, x_row, norm_ptr, unit_row, sum_row, first_unit + trip // WIDTH, begin + trip,
-                COLUMNS, FORMAT, UNROLL, WIDTH, GROUPS, TOKENS, WARPS, KWIDTH, NORM, EVEN,
+                acc, products, planes, x_row, norm_ptr, eight, g, sum_eight, first_unit, begin // 256, trip,
+                COLUMNS, FORMAT, UNROLL, WIDTH, GROUPS, TOKENS, WARPS, KWIDTH, NORM, NORM == 1 and not ALONE, EVEN,
             )  # fmt: skip
     y = tl.sum(acc, 0)
     if not PLAIN and not DENSE:
         y *= 8388608.0  # 2^23: see decode.py
     if not PLAIN and (FORMAT == "int8" or FORMAT == "fp8"):
         y *= tl.load(planes[1] + y_row, eviction_policy="evict_first")[:, None]
-    own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
-    return y, tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
+    if ALONE:
+        return y, tl.broadcast_to(tl.sum(products), (TOKENS,))
+    else:
+        own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
+        return y, tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
 
 
 @triton.jit

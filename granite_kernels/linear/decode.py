@@ -60,23 +60,28 @@ def _four(words):
 
 
 @triton.jit
-def load_codes(planes, row, unit, inside, COLUMNS: tl.constexpr, FORMAT: tl.constexpr, EVEN: tl.constexpr):
-    """The words of a lane's unit: (lower bits, higher bits), tuples of one word to four."""
+def _words(plane, first, g, unit, on, inside, MORE: tl.constexpr, UNITS: tl.constexpr, COUNT: tl.constexpr, EVEN: tl.constexpr):
+    """COUNT words of a unit, which is unit + on + MORE: [2 GROUPS, WARPS, 8, 4, COUNT]."""
+    lane = (g * UNITS + unit)[:, :, :, :, None] * COUNT + tl.arange(0, COUNT)
+    at = first[:, :, :, :, None] * (UNITS * COUNT) + lane
+    return load_stream(plane + at + on * COUNT + MORE * COUNT, inside[:, :, :, :, None], EVEN)
+
+
+@triton.jit
+def load_codes(planes, first, g, unit, on, inside, MORE: tl.constexpr, COLUMNS: tl.constexpr, FORMAT: tl.constexpr, EVEN: tl.constexpr):
+    """The words of a lane's unit, which is unit + on + MORE of rows first + g: (lower bits, higher bits), tuples of one word to four."""
     if FORMAT == "q8_0" or FORMAT == "int8" or FORMAT == "fp8":
-        at = (row * (COLUMNS // 16) + unit)[:, :, :, :, None] * 4 + tl.arange(0, 4)
-        words = load_stream(planes[0] + at, inside[:, :, :, :, None], EVEN)
+        words = _words(planes[0], first, g, unit, on, inside, MORE, COLUMNS // 16, 4, EVEN)
         return _four(words if FORMAT == "fp8" else words ^ -0x7F7F7F80), (0,)  # signed bytes as unsigned ones, 128 larger
     else:
         UNITS: tl.constexpr = COLUMNS // 32
         TWO_BITS: tl.constexpr = FORMAT == "q2_k" or FORMAT == "q3_k"
         WIDE: tl.constexpr = 2 if TWO_BITS else 4
-        at = (row * UNITS + unit)[:, :, :, :, None]
-        low = load_stream(planes[0] + at * WIDE + tl.arange(0, WIDE), inside[:, :, :, :, None], EVEN)
+        low = _words(planes[0], first, g, unit, on, inside, MORE, UNITS, WIDE, EVEN)
         if FORMAT == "q6_k":
-            high = load_stream(planes[1] + at * 2 + tl.arange(0, 2), inside[:, :, :, :, None], EVEN)
-            return _four(low), tl.split(high)
+            return _four(low), tl.split(_words(planes[1], first, g, unit, on, inside, MORE, UNITS, 2, EVEN))
         elif FORMAT == "q5_0" or FORMAT == "q5_1" or FORMAT == "q5_k" or FORMAT == "q3_k":
-            high = load_unit(planes[1], row, unit, inside, UNITS, EVEN)
+            high = load_unit(planes[1], first, g, unit, on, inside, MORE, UNITS, EVEN)
             return (tl.split(low) if TWO_BITS else _four(low)), (high,)
         else:
             return (tl.split(low) if TWO_BITS else _four(low)), (0,)

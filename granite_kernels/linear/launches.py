@@ -18,6 +18,7 @@ from granite_kernels.linear.tiles import as_words, constants
 from granite_kernels.weight import DENSE
 
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+REGISTERS = 255  # that a thread may have; told nothing, ptxas keeps to 128 at the price of a few spills, for programs that are not there
 NEIGHBOURS = 8  # `half` of a matrix whose rows have no partners: sixteen neighbours a group
 GATE_UP = 0  # stands for half of all rows
 
@@ -100,6 +101,7 @@ def arguments(
         num_warps=chosen.warps,
         enable_fp_fusion=True,
         **({"launch_pdl": True} if pdl else {}),
+        **({} if set(names) == {DENSE} else {"maxnreg": REGISTERS}),
     )
     return blocks_of(ends, half, names, chosen) * chosen.splits, common
 

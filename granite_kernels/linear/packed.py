@@ -18,34 +18,37 @@ from granite_kernels.linear.tiles import tile_values
 
 @triton.jit
 def step_units(
-    acc, products, planes, x_row, norm_ptr, row, sum_row, first_unit, begin,
+    acc, products, planes, x_row, norm_ptr, first, g, sum_first, unit, block, trip,
     COLUMNS: tl.constexpr, FORMAT: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr,
-    TOKENS: tl.constexpr, WARPS: tl.constexpr, KWIDTH: tl.constexpr, NORM: tl.constexpr, EVEN: tl.constexpr,
+    TOKENS: tl.constexpr, WARPS: tl.constexpr, KWIDTH: tl.constexpr, NORM: tl.constexpr, SQUARES: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """STEPS * 4 units of WIDTH columns from `begin` int32 [WARPS, 1]; first_unit int32 [1, WARPS, 1, t], a lane's first."""
+    """STEPS * 4 units of WIDTH columns, `trip` columns behind a lane's first `unit` int32 [1, WARPS, 1, t] and the 256 columns
+    `block` int32 [WARPS, 1] that begin there.
+    """
     SUPER: tl.constexpr = FORMAT == "q4_k" or FORMAT == "q5_k" or FORMAT == "q6_k" or FORMAT == "q2_k" or FORMAT == "q3_k"
     LOWS: tl.constexpr = FORMAT == "q4_k" or FORMAT == "q5_k" or FORMAT == "q2_k"
     sums = tl.zeros(acc.shape, tl.float32) if SUPER else acc
     lows = tl.zeros(acc.shape, tl.float32)
-    e = tl.arange(0, 8)[None, None, None, None, :]
+    on = trip // WIDTH
+    column = unit[:, :, :, :, None] * WIDTH + tl.arange(0, 8)
+    x_at, norm_at = x_row + column + trip, norm_ptr + (column + tl.zeros(x_row.shape, tl.int32)) + trip
     for step in tl.static_range(STEPS):
-        unit = first_unit + step * 4
-        inside = unit < COLUMNS // WIDTH
-        low, high = load_codes(planes, row, unit, inside, COLUMNS, FORMAT, EVEN)
-        first, second = load_scales(planes, row, unit, inside, COLUMNS, FORMAT, EVEN)
+        inside = unit + on + step * 4 < COLUMNS // WIDTH
+        low, high = load_codes(planes, first, g, unit, on, inside, step * 4, COLUMNS, FORMAT, EVEN)
+        scales, others = load_scales(planes, first, g, unit, on, inside, step * 4, COLUMNS, FORMAT, EVEN)
         for j in tl.static_range(WIDTH // 8):
-            at = unit[:, :, :, :, None] * WIDTH + j * 8 + e
-            x, h = load_x(x_row, norm_ptr, at, inside[:, :, :, :, None], 0.0, TOKENS, EVEN, NORM)
-            products = add_products(products, x, WARPS, TOKENS, NORM)
+            x, h = load_x(x_at, norm_at, step * 4 * WIDTH + j * 8, inside[:, :, :, :, None], 0.0, TOKENS, EVEN, NORM)
+            products = add_products(products, x, WARPS, TOKENS, SQUARES)
             right = right_fragment(h, TOKENS, WARPS, KWIDTH)
-            scale, offset, least = first if j < WIDTH // 16 else second
+            scale, offset, least = scales if j < WIDTH // 16 else others
             weight = eight(low, high, scale, offset, j, FORMAT)
             sums = tl.dot(left_fragment(weight, GROUPS, WARPS, KWIDTH), right, sums)
             if LOWS:
                 lows = tl.dot(left_fragment(least, GROUPS, WARPS, KWIDTH), right, lows)
     if SUPER:
-        block = begin // 256
-        d, low_d = super_scales(planes, sum_row, block, block < COLUMNS // 256, COLUMNS, FORMAT, EVEN, GROUPS)
+        inside = block + trip // 256 < COLUMNS // 256
+        d, low_d = super_scales(planes, sum_first, block, trip // 256, inside, COLUMNS, FORMAT, EVEN, GROUPS)
         acc = acc + d[:, :, None] * sums
         if LOWS:
             acc = acc - low_d[:, :, None] * lows  # a statement of its own: one fused instruction

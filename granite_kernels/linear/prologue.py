@@ -5,8 +5,9 @@
 NORM is 0 for none.
 
 1 (bfloat16): x * norm is one product of the model's own dtype and the root is applied to the finished sums, a rounding less than
-the model makes. The squares are summed on the way: the fragments of x, already in registers, multiply one another (2 tensor-core
-instructions a step, where reading x beforehand would delay the first weights), and the diagonal is what is wanted.
+the model makes. The squares are summed on the way, since reading x beforehand would delay the first weights: the fragments of x,
+already in registers, multiply one another (2 tensor-core instructions a step), and the diagonal is what is wanted. A single token's
+fragment is the same in eight lanes: beside packed weights, where instructions count, each lane squares an eighth instead.
 
 2 (float16, where x * norm could overflow, and float32): h is made as the model makes it, and a program reads x beforehand to know
 its root. x is in L2 and small against the program's weights.
@@ -55,12 +56,20 @@ def load_x(x_row, norm_ptr, at, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.
 
 
 @triton.jit
-def add_products(products, x, WARPS: tl.constexpr, TOKENS: tl.constexpr, NORM: tl.constexpr):
+def add_products(products, x, WARPS: tl.constexpr, TOKENS: tl.constexpr, SQUARES: tl.constexpr):
     """Add the products of tokens with one another, whose diagonal is the sums of squares: the registers of x serve both sides."""
-    if NORM == 1:
+    if SQUARES:
         both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))
         products = tl.dot(left_fragment(both, 1, WARPS, 2), right_fragment(x, TOKENS, WARPS, 2), products)
     return products
+
+
+@triton.jit
+def add_squares(squares, x_ptr, begin, COLUMNS: tl.constexpr, EVEN: tl.constexpr):
+    """Add the squares of a single token's columns from `begin` int32 [WARPS, 1], each in one thread: squares float32 [WARPS, n]."""
+    at = begin + tl.arange(0, squares.shape[1])[None, :]
+    x = tl.load(x_ptr + at) if EVEN else tl.load(x_ptr + at, mask=at < COLUMNS, other=0.0)
+    return squares + x.to(tl.float32) * x.to(tl.float32)
 
 
 @triton.jit

@@ -28,7 +28,8 @@ def is_tiled(x: Tensor, weight: Weight) -> bool:
 
 def is_skinny(x: Tensor, weight: Weight, half: int = NEIGHBOURS) -> bool:
     """Whether one launch of the body serves it: 1 to 16 tokens, and up to three parts in any formats, where dense ones have x's
-    dtype and contiguous rows, packed ones hold whole heads, and gate and up are cut nowhere else than between them.
+    dtype and contiguous rows, and packed ones hold whole heads, of which a half is whole eights of rows, as gate and up are, which
+    are cut nowhere else than between them.
 
     Anything else is composed of the library's product and row-wise kernels.
     """
@@ -37,7 +38,9 @@ def is_skinny(x: Tensor, weight: Weight, half: int = NEIGHBOURS) -> bool:
     dense = [part.planes[0] for part in weight.parts if part.format == DENSE]
     if any(plane.dtype != x.dtype or not plane.is_contiguous() for plane in dense):
         return False
-    if len(dense) == len(weight.parts) or len(weight.parts) == 1 or half == NEIGHBOURS:
+    if len(dense) == len(weight.parts) or half == NEIGHBOURS:
         return True
     rows = [part.shape[0] for part in weight.parts]
-    return len(rows) == 2 and rows[0] == rows[1] if half == GATE_UP else all(count % (2 * half) == 0 for count in rows)
+    if half == GATE_UP:
+        return sum(rows) % 16 == 0 and (len(rows) == 1 or (len(rows) == 2 and rows[0] == rows[1]))
+    return half % 8 == 0 and all(count % (2 * half) == 0 for count in rows)
