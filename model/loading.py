@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,13 +12,13 @@ import torch
 from granite_kernels.errors import GraniteError
 from granite_kernels.ops import BACKENDS
 
-from .checkpoint import open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.random import RandomCheckpoint
 from .config import GraniteConfig
 from .granite import Weights
 from .progress import loading_bar
-from .quantization import held, plan, stored_bytes
-from .room import check_weights
+from .quantization import alternatives, held, plan, stored_bytes
+from .room import check_weights, name_of
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import Loader, load_weights, prefers_column_major
 
@@ -107,12 +108,21 @@ def load(source: str | Path, **options: Any) -> Loaded:
         backend = given.get("backend", "auto")
         chosen = plan(checkpoint.tensors, config.num_hidden_layers, given.get("quantization"), checkpoint.path)
         formats = held(checkpoint.tensors, chosen, dtype=dtype, device=device, backend=backend)
-        check_weights(stored_bytes(checkpoint.tensors, formats, dtype), given.get("quantization"), dtype, device)
+        _check_room(checkpoint, formats, given.get("quantization"), dtype, device)
         tokenizer = load_tokenizer(checkpoint)
         with loading_bar(len(checkpoint.tensors)) as progress:
             column_major = prefers_column_major(device, dtype, backend)
             weights = load_weights(Loader(checkpoint, dtype, device, column_major, progress, formats), config)
     return Loaded(config, weights, tokenizer, backend, given.get("max_context"))
+
+
+def _check_room(
+    checkpoint: Checkpoint, formats: Mapping[str, str], quantization: str | None, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise GraniteError, which names what would fit, where the weights don't."""
+    need = stored_bytes(checkpoint.tensors, formats, dtype)
+    others = alternatives(checkpoint.tensors, checkpoint.config.num_hidden_layers, dtype)
+    check_weights(need, quantization or name_of(dtype), device, others)
 
 
 def random_weights(
@@ -122,5 +132,5 @@ def random_weights(
     where, kind = resolve_device(device), resolve_dtype(dtype, config.dtype)
     checkpoint = RandomCheckpoint(config, seed=seed, dtype=kind, device=where)
     formats = plan(checkpoint.tensors, config.num_hidden_layers, quantization, "random weights")
-    check_weights(stored_bytes(checkpoint.tensors, formats, kind), quantization, kind, where)
+    _check_room(checkpoint, formats, quantization, kind, where)
     return load_weights(Loader(checkpoint, kind, where, prefers_column_major(where, kind, backend), formats=formats), config)

@@ -13,6 +13,8 @@ from granite_kernels.formats.mix import DENSE, HEAD, QUANTIZATIONS, format_of
 from .checkpoint import TensorInfo
 from .room import fits
 
+EXACT_FIRST = ("q8_0", "q6_k", "q4_k_m", "int4")
+
 
 def plan(tensors: Mapping[str, TensorInfo], layers: int, quantization: str | None, source: object) -> dict[str, str]:
     """The name of a format for every tensor of `tensors` (canonical names) that is to be packed; empty without `quantization`.
@@ -47,6 +49,15 @@ def held(
     if backend == "auto" and device.type == "cpu" and fits(stored_bytes(tensors, chosen, dtype), device):
         return dict(chosen)
     return {**packed, **chosen}
+
+
+def alternatives(tensors: Mapping[str, TensorInfo], layers: int, dtype: torch.dtype) -> dict[str, int]:
+    """About what the weights would take, by the option of `from_pretrained` that makes them so, the most exact first."""
+    narrower = {"dtype=torch.bfloat16": stored_bytes(tensors, {}, torch.bfloat16)} if dtype == torch.float32 else {}
+    if any(info.packed for info in tensors.values()):
+        return narrower
+    plans = {name: plan(tensors, layers, name, "") for name in EXACT_FIRST}
+    return narrower | {f"quantization={name!r}": stored_bytes(tensors, chosen, dtype) for name, chosen in plans.items()}
 
 
 def stored_bytes(tensors: Mapping[str, TensorInfo], plan: Mapping[str, str], dtype: torch.dtype) -> int:

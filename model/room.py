@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -31,14 +32,16 @@ def fits(need: int, device: torch.device) -> bool:
     return free is None or need <= MARGIN * free
 
 
-def check_weights(need: int, quantization: str | None, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise GraniteError where `need` bytes, weights quantized to `quantization` or in `dtype`, don't fit."""
+def check_weights(need: int, kind: str, device: torch.device, others: Mapping[str, int]) -> None:
+    """Raise GraniteError where `need` bytes of weights, of `kind`, don't fit.
+
+    others: what loading the same model takes by the option that does so ("quantization='q8_0'"), the most exact first.
+    """
     free = available(device)
     if free is None or fits(need, device):
         return
-    narrower = quantization is None and dtype == torch.float32 and need // 2 <= MARGIN * free
-    hint = "dtype=torch.bfloat16 would fit" if narrower else "a smaller model, or a GPU with more memory, is needed"
-    kind = quantization or _name(dtype)
+    fitting = [f"{option} would fit ({size / 1e9:.2f} GB)" for option, size in others.items() if size < need and fits(size, device)]
+    hint = fitting[0] if fitting else "a smaller model, or a device with more memory, is needed"
     raise GraniteError(f"out of memory: the weights take {need / 1e9:.2f} GB in {kind}, {free / 1e9:.2f} GB are free on {device}; {hint}")
 
 
@@ -48,10 +51,10 @@ def check_cache(config: GraniteConfig, batch: int, context: int, dtype: torch.dt
     if free is None or context * token <= MARGIN * free:
         return
     raise GraniteError(
-        f"out of memory: a cache of {context} tokens for a batch of {batch} takes {context * token / 1e9:.2f} GB in {_name(dtype)}, "
+        f"out of memory: a cache of {context} tokens for a batch of {batch} takes {context * token / 1e9:.2f} GB in {name_of(dtype)}, "
         f"{free / 1e9:.2f} GB are free on {device}; {int(MARGIN * free) // token} tokens would fit"
     )
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -208,6 +208,16 @@ def test_damaged_modules_are_refused_with_the_tensor_named(tmp_path: Path) -> No
         assert said in message and "\n" not in message
 
 
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_codes_of_eight_bit_floats_that_are_no_number_are_refused(code: int, tmp_path: Path) -> None:
+    """The kernels have no NaN among such weights."""
+    folder, _ = packers.folder(tmp_path, packers.float_quantized, compressed("float-quantized", kind="float", bits=8))
+    codes = load_file(folder / "model.safetensors")[DOWN]
+    codes.view(torch.uint8)[3, 5] = code
+    message = refused(folder, DOWN, codes)
+    assert re.search(rf"model.safetensors: {re.escape(DOWN)} has 1 NaN or infinite values of 49,152; expected none", message)
+
+
 def test_settings_beside_the_configuration_are_found(tmp_path: Path) -> None:
     folder, expected = packers.folder(tmp_path, packers.gptq, None)
     (folder / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 64, "desc_act": False, "sym": True}))

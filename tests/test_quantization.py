@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from granite_kernels.model import room
 from granite_kernels.model.checkpoint import Stored, TensorInfo, open_checkpoint
 from granite_kernels.model.checkpoint.layout import expected_tensors
 from granite_kernels.model.packing import pack, stack_experts
@@ -82,6 +83,20 @@ def test_packed_weights_are_not_quantized_again(tmp_path: Path) -> None:
 def test_unknown_quantizations_are_refused() -> None:
     with pytest.raises(GraniteError, match="quantization is 'q5_k', expected None or one of int8, int4, q8_0, q6_k, q4_k_m"):
         GraniteForCausalLM.from_config("3.1-2b", quantization="q5_k", device="cpu")
+
+
+def test_where_memory_runs_out_a_quantization_that_fits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most exact of them; none for weights that are packed already."""
+    theirs = tiny.make(intermediate_size=256)
+    folder, whole = tiny.save(theirs.to(torch.bfloat16), tmp_path / "source"), 2 * theirs.num_parameters()
+    tiny_gguf.write(theirs.float(), tmp_path / "model.gguf", "Q8_0")
+    for share, said in ((0.6, "quantization='q8_0' would fit"), (0.45, "quantization='q6_k' would fit"), (0.1, "a smaller model")):
+        free = int(share * whole)
+        monkeypatch.setattr(room, "available", lambda device, free=free: free)
+        with pytest.raises(GraniteError, match=f"weights take 0.00 GB in bfloat16, 0.00 GB are free on cpu; {said}"):
+            GraniteForCausalLM.from_pretrained(folder, device="cpu", dtype=torch.bfloat16)
+    with pytest.raises(GraniteError, match="a smaller model, or a device with more memory, is needed"):
+        GraniteForCausalLM.from_pretrained(tmp_path / "model.gguf", device="cpu", backend="torch", dtype=torch.bfloat16)
 
 
 def test_halves_of_experts_are_joined_expert_by_expert() -> None:
