@@ -100,11 +100,19 @@ class Format(abc.ABC):
 
     def _assemble(self, rows: int, columns: int, content: Callable[[int, int], Content], size: int = CHUNK) -> tuple[Tensor, ...]:
         """Planes of a matrix from the codes and metadata of rows first .. last - 1, about `size` weights at a time."""
+
+        def pieces(first: int, last: int) -> tuple[Tensor, ...]:
+            codes, metadata = content(first, last)
+            return self._planes(pad_rows(codes), [pad_rows(values) for values in metadata])
+
+        return self._joined(rows, columns, pieces, size)
+
+    def _joined(self, rows: int, columns: int, made: Callable[[int, int], tuple[Tensor, ...]], size: int = CHUNK) -> tuple[Tensor, ...]:
+        """Planes of a matrix from those `made` of rows first .. last - 1, padded."""
         planes: tuple[Tensor, ...] = ()
         layout = self.layout((rows, columns))
         for first, last in chunks(rows, columns, size):
-            codes, metadata = content(first, last)
-            pieces = self._planes(pad_rows(codes), [pad_rows(values) for values in metadata])
+            pieces = made(first, last)
             if not planes:  # 16-bit scales may be of either kind: the pieces know
                 planes = tuple(p.new_empty(shape) for p, (shape, _) in zip(pieces, layout, strict=True))
             for plane, piece in zip(planes, pieces, strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.formats.base import Content, Format, chunks
+from granite_kernels.formats.base import Content, Format, chunks, pad_rows
 
 
 class GgufFormat(Format):
@@ -27,7 +27,7 @@ class GgufFormat(Format):
         """The planes (base.py) of a matrix whose file holds `blocks` uint8 [rows, row_bytes]. Loses nothing."""
         rows, columns = self._check(shape)
         blocks = self._rows(blocks, rows, columns)
-        return self._assemble(rows, columns, lambda first, last: self._split(blocks[first:last]))
+        return self._joined(rows, columns, lambda first, last: self._pieces(pad_rows(blocks[first:last])))
 
     def blocks(self, planes: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """The inverse of `pack`: blocks uint8 [rows, row_bytes], equal to the file's."""
@@ -57,6 +57,10 @@ class GgufFormat(Format):
                 f"{self.name}: blocks uint8 {expected} are needed for {rows}x{columns} weights, found {blocks.dtype} {tuple(blocks.shape)}"
             )
         return blocks
+
+    def _pieces(self, blocks: Tensor) -> tuple[Tensor, ...]:
+        """The planes of blocks uint8 [rows, row_bytes], rows a multiple of 16."""
+        return self._planes(*self._split(blocks))
 
     @abc.abstractmethod
     def _split(self, blocks: Tensor) -> Content:

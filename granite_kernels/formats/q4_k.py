@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Content, Metadata
+from granite_kernels.formats.base import Content, Metadata, interleave
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.k_scales import join_scales, scaled, split_scales
 from granite_kernels.formats.search import affine, inverse
-from granite_kernels.formats.words import UNIT, join, split
+from granite_kernels.formats.words import UNIT, join, nibble_words, split
 
 STEPS = [-1.0 + 0.1 * i for i in range(21)]
 
@@ -29,6 +29,11 @@ class Q4_K(GgufFormat):
     block, block_bytes = 256, 144
     code_bits = (4,)
     metadata = (Metadata(UNIT, torch.int16), Metadata(256, torch.int32))
+
+    def _pieces(self, blocks: Tensor) -> tuple[Tensor, ...]:
+        dm, scales, q = self._fields(blocks, 0, 4, 16)
+        words = nibble_words(q.unflatten(-1, (4, 32))).view(blocks.shape[0], -1, 4)
+        return words, interleave(split_scales(scales)), interleave(as_values(dm, torch.int32))
 
     def _split(self, blocks: Tensor) -> Content:
         dm, scales, q = self._fields(blocks, 0, 4, 16)

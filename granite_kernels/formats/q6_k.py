@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from granite_kernels.formats.base import Content, Metadata
+from granite_kernels.formats.base import Content, Metadata, interleave
 from granite_kernels.formats.gguf import GgufFormat, as_bytes, as_values
 from granite_kernels.formats.search import TINY, extreme, inverse, symmetric
-from granite_kernels.formats.words import UNIT, join, split
+from granite_kernels.formats.words import UNIT, join, nibble_words, pair_words, split
 
 CANDIDATES = [-32.0, *(-(32 + 0.1 * i) for i in range(-9, 10) if i)]
 
@@ -26,6 +26,12 @@ class Q6_K(GgufFormat):
     block, block_bytes = 256, 210
     code_bits = (4, 2)
     metadata = (Metadata(UNIT, torch.int16), Metadata(256, torch.float16))
+
+    def _pieces(self, blocks: Tensor) -> tuple[Tensor, ...]:
+        low, high, scales, d = self._fields(blocks, 0, 128, 192, 208)
+        words = nibble_words(low.unflatten(-1, (2, 64))).view(blocks.shape[0], -1, 4)
+        pairs = pair_words(high.unflatten(-1, (2, 32))).view(blocks.shape[0], -1, 2)
+        return words, pairs, interleave(as_values(scales, torch.int16)), interleave(as_values(d, torch.float16))
 
     def _split(self, blocks: Tensor) -> Content:
         low, high, scales, d = self._fields(blocks, 0, 128, 192, 208)
