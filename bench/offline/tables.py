@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .cards import Card, cards_of
+from .cards import CARDS, Card, cards_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .examine import Report
     from .roofline import Examined
 
+BUDGETS = tuple(card for card in CARDS if card.name in ("A100 80GB", "H100 SXM", "H200", "B200"))
+ISSUE_BOUND = 0.75  # of a card's budget
 COLUMNS = (
     "launch",
     "times",
@@ -27,14 +29,20 @@ COLUMNS = (
     "read by",
     "re-read",
     "instr/byte",
+    "of budgets %",
     "in flight KiB/SM",
     "modelled us",
 )
 LEGEND = (
     "read by: the most programs that request one sector of weights or cache (evict_first loads). re-read: bytes of everything else that "
     "go to the SMs, as a share of the streamed ones. instr/byte: warp instructions a DRAM byte; a card's budget is what its schedulers "
-    "can issue while a byte arrives. modelled: the longest of DRAM, issue and latency time (roofline.py); a model, not a measurement."
+    "can issue while a byte arrives, of which the launch takes so many per cent on A100, H100, H200 and B200. modelled: the longest of DRAM, "
+    "issue and latency time (roofline.py); a model, not a measurement."
 )
+
+
+def name(launch: Examined) -> str:
+    return launch.traffic.name.strip("_").removesuffix("_kernel")
 
 
 def row(launch: Examined) -> tuple[str, ...]:
@@ -43,7 +51,7 @@ def row(launch: Examined) -> tuple[str, ...]:
     loads = code.streamed_widths or code.load_widths
     tensor = "+".join(f"{number} {name.split('.')[0]}" for name, number in code.tensor_core.items())
     return (
-        traffic.name.strip("_").removesuffix("_kernel"),
+        name(launch),
         str(launch.times),
         f"{'x'.join(str(extent) for extent in code.grid if extent > 1) or '1'} x {code.num_warps}",
         str(code.registers),
@@ -56,6 +64,7 @@ def row(launch: Examined) -> tuple[str, ...]:
         str(traffic.stream_readers or "-"),
         f"{traffic.reread / traffic.streamed:.2f}" if traffic.streamed else "-",
         f"{launch.instructions_per_byte:.3f}",
+        " ".join(f"{100 * launch.instructions_per_byte / card.issue_budget:.0f}" for card in BUDGETS),
         f"{first.in_flight_per_sm / 1024:.0f}",
         f"{first.modelled * 1e6:.2f} {first.by}",
     )
@@ -77,6 +86,15 @@ def total(report: Report, card: Card) -> str:
     )
 
 
+def issue_bound(report: Report) -> str:
+    """One sentence for each card on the launches that need more than ISSUE_BOUND of its budget."""
+    sentences = []
+    for card in BUDGETS:
+        over = dict.fromkeys(name(launch) for launch in report.launches if launch.instructions_per_byte > ISSUE_BOUND * card.issue_budget)
+        sentences.append(f"{card.name} ({card.issue_budget:.3f}): {', '.join(over) or 'none'}.")
+    return f"Issue-bound, above {ISSUE_BOUND:.0%} of a card's budget: " + " ".join(sentences)
+
+
 def rich_table(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
@@ -86,7 +104,7 @@ def rich_table(report: Report) -> RenderableType:
         table.add_column(column, justify="left" if column in ("launch", "tensor core") else "right")
     for launch in report.launches:
         table.add_row(*row(launch))
-    return Group(table, *(total(report, card) for card in cards_of(report.arch)))
+    return Group(table, issue_bound(report), *(total(report, card) for card in cards_of(report.arch)))
 
 
 def markdown(reports: Sequence[Report]) -> str:
@@ -95,5 +113,5 @@ def markdown(reports: Sequence[Report]) -> str:
     for report in reports:
         lines += [f"## {title(report)}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join(row(launch)) + " |" for launch in report.launches]
-        lines += ["", *(f"- {total(report, card)}" for card in cards_of(report.arch)), ""]
+        lines += ["", f"- {issue_bound(report)}", *(f"- {total(report, card)}" for card in cards_of(report.arch)), ""]
     return "\n".join(lines)
