@@ -11,8 +11,8 @@ import pytest
 import triton
 from granite_kernels.bench.offline import compiled
 from granite_kernels.bench.offline.metrics import Metrics
-from granite_kernels.formats import get
 
+from granite_kernels.formats import get
 from tests import linear_launches
 
 ENTRY = f"{Path(linear_launches.__file__)}:steps"

@@ -36,8 +36,8 @@ COLUMNS = (
 LEGEND = (
     "read by: the most programs that request one sector of weights or cache (evict_first loads). re-read: bytes of everything else that "
     "go to the SMs, as a share of the streamed ones. instr/byte: warp instructions a DRAM byte; a card's budget is what its schedulers "
-    "can issue while a byte arrives, of which the launch takes so many per cent on A100, H100, H200 and B200. modelled: the longest of DRAM, "
-    "issue and latency time (roofline.py); a model, not a measurement."
+    "can issue while a byte arrives, of which the launch takes so many per cent on A100, H100, H200 and B200. modelled: the longest of "
+    "DRAM, issue and latency time (roofline.py); a model, not a measurement."
 )
 
 
