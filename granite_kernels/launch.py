@@ -80,13 +80,15 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
         groups, fill = (2 if rows >= 8192 else 1), 1.1
     elif tokens <= 8:
         groups, fill = (1 if rows * columns <= 1 << 22 else 2), 1.4  # a small matrix needs the programs
+    elif rows * columns <= 1 << 22:
+        groups, fill = 2, 0.7
     else:
         groups, fill = 4, (0.75 if columns >= 4096 else 0.7)
     blocks = -(-rows // (16 * groups))
     splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
     while splits > 1 and units % (4 * splits):
         splits //= 2
-    wanted = 8 if columns >= 8192 else 4
+    wanted = 8 if columns >= 8192 or (tokens > 8 and groups == 2) else 4
     warps = next((n for n in (wanted, 4, 2) if units % (n * splits) == 0 and units >= 4 * n * splits), 4 if units >= 16 else 1)
     return MatrixLaunch(groups, warps, splits, 8 if tokens <= 8 else 16)
 
@@ -237,7 +239,7 @@ def attention_launch(head_dim: int, dtype: torch.dtype, target: Target) -> Atten
 @dataclasses.dataclass(frozen=True)
 class AttentionDecodeLaunch:
     """Shape of decode attention: blocks of block_m rows (tokens x heads of a group), and up to `splits` programs that take a
-    sequence's tiles of block_n slots in turn.
+    sequence's tiles of block_n slots in turn, 1 << shift of them or more each.
     """
 
     block_m: int
@@ -245,18 +247,25 @@ class AttentionDecodeLaunch:
     splits: int
     warps: int
     stages: int
+    shift: int
 
 
 @functools.cache
-def attention_decode_launch(rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, target: Target) -> AttentionDecodeLaunch:
-    """Compiled, 2026-11 (no card yet). Two or three programs a multiprocessor for one sequence, as its cache grows, whatever the
-    batch: the split must not depend on the batch, since the order of the sums does on the split.
+def attention_decode_launch(
+    tokens: int, rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, target: Target
+) -> AttentionDecodeLaunch:
+    """`tokens` of the whole batch, `rows` of a sequence's kv head. Compiled, 2026-11 (no card yet).
+
+    Two or three programs a multiprocessor for one sequence, as its cache grows. The order of the sums follows from the split, so
+    that this knows the batch only by the classes of the matrices, up to 8 tokens and more: those fill the card with fewer programs
+    a sequence, and the sums that programs leave are 6 % of a single tile.
     """
     splits = max((3 if head_dim <= 64 else 2) * target.sms // kv_heads, 1)  # smaller tiles, more programs for the bytes in flight
+    shift = 0 if tokens <= 8 else 2
     if dtype == torch.float32:
-        return AttentionDecodeLaunch(8, 32, splits, 4, 1)  # no tensor cores: registers limit
+        return AttentionDecodeLaunch(8, 32, splits, 4, 1, shift)  # no tensor cores: registers limit
     # two warps, since each repeats the addresses and the softmax's bookkeeping; four would bring sm_100's instructions, which spill
-    return AttentionDecodeLaunch(8 if rows <= 8 else 16, 64, splits, 2, 3 if target.arch in (100, 103) else 2)
+    return AttentionDecodeLaunch(8 if rows <= 8 else 16, 64, splits, 2, 3 if target.arch in (100, 103) else 2, shift)
 
 
 # ------------------------------------------------------------------ rows

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import time
+import resource
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from granite_kernels.bench.offline import metrics
 from granite_kernels.bench.offline.capture import Launch, capture
+from granite_kernels.bench.offline.examine import STEP, run_step
 from granite_kernels.bench.offline.pretend import on_gpu
 from granite_kernels.bench.offline.steps import stand_in
 from granite_kernels.model.config import GraniteConfig
@@ -49,32 +51,41 @@ def requests(count: int, seed: int) -> Iterator[dict[str, Any]]:
         )
 
 
-def warmed(arch: int, count: int) -> dict[str, Any]:
-    """What a warm-up compiles, and what `count` requests after it compile."""
+def examined(arch: int, count: int, steps: list[tuple[str, int]]) -> dict[str, Any]:
+    """What a warm-up compiles and the CPU seconds it takes, with an empty cache; what `count` requests after it compile; and the
+    launches of decode steps, (preset, batch) each.
+    """
     with serving(arch) as (model, launches):
+        begun = cpu_seconds()
         model.warmup()
+        seconds = cpu_seconds() - begun
         before = len(launches)
         for request in requests(count, seed=arch):
             model.generate(**request)
         for tokens in (40, 91, 77):  # a conversation, whose prompts begin like what the cache holds
             list(model._run(model._request(torch.zeros(1, tokens, dtype=torch.int64), max_new_tokens=4, eos_token_id=[]), reuse=True))
         model(torch.zeros(2, 30, dtype=torch.int64)[:, 1:])  # logits of every position
-        later = launches[before:]
-    kernels = sorted({launch.name for launch in launches})
-    return {
-        "kernels": kernels,
-        "variants": sum(launch.new for launch in launches),
-        "new": [f"{x.name} {x.constexprs} {x.divisible}" for x in later if x.new],
+    known = {launch.hash for launch in launches}
+    told: dict[str, Any] = {
+        "seconds": seconds,
+        "variants": len({launch.hash for launch in launches[:before]}),
+        "kernels": sorted({launch.name for launch in launches}),
+        "new": [f"{x.name} {x.constexprs} {x.divisible}" for x in launches[before:] if x.new],
+        "unseen": [],
+        "steps": [],
     }
+    for preset, batch in steps:
+        with capture(arch) as launches:
+            run_step(STEP, preset, "none", batch, 1024, 1, arch)
+        told["steps"].append([metrics.to_json(metrics.measure(launch, ("planes",))) for launch in launches])
+        if preset == "3.1-2b":
+            told["unseen"] += [f"{x.name} {x.constexprs} {x.divisible}" for x in launches if x.hash not in known]
+    return told
 
 
-def cold(arch: int) -> dict[str, Any]:
-    """Seconds that the warm-up takes, and how many kernels it compiles."""
-    with serving(arch) as (model, launches):
-        begun = time.perf_counter()
-        model.warmup()
-        seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "variants": len({launch.hash for launch in launches})}
+def cpu_seconds() -> float:
+    """Of this process and of the compilers that it ran: no less than the wall clock shows where the cores are free."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def broken(backend: str) -> dict[str, Any]:

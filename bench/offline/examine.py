@@ -118,23 +118,27 @@ def repetitions(one: Sequence[Any], two: Sequence[Any], layers: int) -> list[int
     raise GraniteError(f"layers differ in their launches: {list(one)} for one, {list(two)} for two")
 
 
-_KNOWN: dict[tuple[str, Case], dict[str, sampling.Traffic]] = {}  # by key of the launch: architectures share most of them
+Traced = tuple[sampling.Traffic, list[tuple[str, int, float]]]
+_KNOWN: dict[tuple[str, Case], dict[str, Traced]] = {}  # by key of the launch: architectures share most of them
 
 
-def _traced(entry: str, case: Case, arch: int) -> list[sampling.Traffic]:
-    """The traffic of a step of one layer."""
+def _traced(entry: str, case: Case, arch: int) -> list[Traced]:
+    """The traffic of a step of one layer, and which shares of a launch's programs run its lines."""
     known = _KNOWN.setdefault((entry, case), {})
     arguments = [entry, *dataclasses.astuple(case), 1, arch]
     records = in_child(f"{__package__}.stages:trace_stage", f"{__name__}:run_step", arguments, list(known), interpret=True, timeout=3600)
-    known |= {record["key"]: sampling.from_json(record["traffic"]) for record in records if record["traffic"] is not None}
+    new = [record for record in records if record["traffic"] is not None]
+    known |= {record["key"]: (sampling.from_json(record["traffic"]), record["shares"]) for record in new}
     return [known[record["key"]] for record in records]
 
 
-def _compiled(entry: str, case: Case, arch: int, streamed: list[int]) -> tuple[list[metrics.Metrics], list[metrics.Metrics]]:
-    """The launches of a step of one layer, with dynamic counts, and of two."""
-    runs = [[entry, *dataclasses.astuple(case), layers, arch] for layers in (1, 2)]
-    one, two = in_child(f"{__package__}.stages:compile_runs", f"{__name__}:run_step", runs, arch, streamed, interpret=False)
-    return list(map(metrics.from_json, one)), list(map(metrics.from_json, two))
+def _compiled(entry: str, case: Case, arch: int, traced: list[Traced]) -> tuple[list[metrics.Metrics], list[tuple[str, tuple[int, ...]]]]:
+    """The launches of a step of one layer, with dynamic counts; names and grids of those of two layers."""
+    one, two = ([entry, *dataclasses.astuple(case), layers, arch] for layers in (1, 2))
+    streamed, shares = [traffic.followed for traffic, _ in traced], [run_by for _, run_by in traced]
+    arguments = f"{__name__}:run_step", one, two, arch, streamed, shares
+    measured, launched = in_child(f"{__package__}.stages:compile_step", *arguments, interpret=False)
+    return list(map(metrics.from_json, measured)), [(name, tuple(grid)) for name, grid in launched]
 
 
 def examine(case: Case, arch: int = 90, *, layers: int | None = None, entry: str = STEP) -> Report:
@@ -149,13 +153,13 @@ def examine(case: Case, arch: int = 90, *, layers: int | None = None, entry: str
 
         layers = GraniteConfig.preset(case.preset).num_hidden_layers
     traced = _traced(entry, case, arch)
-    one, two = _compiled(entry, case, arch, [traffic.followed for traffic in traced])
-    launched, seen = [(m.name, m.grid) for m in one], [(t.name, t.grid) for t in traced]
+    one, two = _compiled(entry, case, arch, traced)
+    launched, seen = [(m.name, m.grid) for m in one], [(t.name, t.grid) for t, _ in traced]
     if launched != seen:
         raise GraniteError(f"interpreted and compiled runs launch different kernels: {seen} and {launched}")
-    times = repetitions(launched, [(m.name, m.grid) for m in two], layers)
+    times = repetitions(launched, two, layers)
     examined = tuple(
         Examined(traffic, measured, often, tuple(bound(traffic, measured, card) for card in cards))
-        for traffic, measured, often in zip(traced, one, times, strict=True)
+        for (traffic, _), measured, often in zip(traced, one, times, strict=True)
     )
     return Report(case, arch, triton.__version__, layers, examined)

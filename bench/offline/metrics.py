@@ -8,12 +8,13 @@ one trip of the loop a known amount, and the rest are trips. So unrolling by the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import sass
 from .capture import Launch
 from .cards import ARCHITECTURES
+from .lines import weigher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,24 +80,26 @@ def occupancy(registers: int, shared: int, warps: int, arch: int) -> tuple[int, 
     return fits[limited_by], fits[limited_by] * warps / limits.warps_per_sm, limited_by
 
 
-def dynamic_instructions(code: sass.Code, lane_bytes: float) -> tuple[float, float | None]:
-    """Warp instructions of one warp whose threads load `lane_bytes` each of streamed data, and the trips of the hot loop.
+def dynamic_instructions(
+    code: sass.Code, lane_bytes: float, weight: Callable[[sass.Instruction], float] = lambda instruction: 1.0
+) -> tuple[float, float | None]:
+    """Warp instructions of an average warp whose threads load `lane_bytes` each of streamed data, and the trips of the hot loop.
 
-    Loops without streamed loads count once. Where several innermost loops stream (a remainder after an unrolled loop), the
-    longest runs as often as it can and the others do the rest.
+    `weight`: how many of the warps run an instruction, as a share. Loops without streamed loads count once. Where several innermost
+    loops stream (a remainder after an unrolled loop), the longest runs as often as it can and the others do the rest.
     """
     streamed = any(instruction.is_streamed for instruction in code.instructions)
     loops = [loop for loop in code.innermost if sass.load_bytes(code.body(loop), streamed)]
     loops.sort(key=lambda loop: sass.load_bytes(code.body(loop), streamed), reverse=True)
     if not loops:
-        return float(len(code.instructions)), None
+        return float(sum(map(weight, code.instructions))), None
     inside = {position for loop in loops for position in range(loop.first, loop.last + 1)}
+    instructions = sum(weight(instruction) for position, instruction in enumerate(code.instructions) if position not in inside)
     outside = [instruction for position, instruction in enumerate(code.instructions) if position not in inside]
     if any(sass.async_bytes(code.body(loop)) for loop in loops):
         # the copies before a pipelined loop are its first trips' own: the loop still runs for them, its last copies masked
         outside = [instruction for instruction in outside if instruction.stem != "LDGSTS"]
     remaining = lane_bytes - sass.load_bytes(outside, streamed)
-    instructions = float(len(code.instructions) - len(inside))
     hot_trips = None
     for position, loop in enumerate(loops):
         one_trip = sass.load_bytes(code.body(loop), streamed)
@@ -104,19 +107,26 @@ def dynamic_instructions(code: sass.Code, lane_bytes: float) -> tuple[float, flo
         if position < len(loops) - 1:
             trips = float(int(trips + 1e-6))
         remaining -= trips * one_trip
-        instructions += trips * len(code.body(loop))
+        instructions += trips * sum(map(weight, code.body(loop)))
         hot_trips = trips if hot_trips is None else hot_trips
     return instructions, hot_trips
 
 
-def measure(launch: Launch, streamed: Sequence[str] = (), streamed_bytes: int | None = None, dram_bytes: int | None = None) -> Metrics:
+def measure(
+    launch: Launch,
+    streamed: Sequence[str] = (),
+    streamed_bytes: int | None = None,
+    dram_bytes: int | None = None,
+    shares: Iterable[tuple[str, int, float]] = (),
+) -> Metrics:
     """Metrics of a captured launch.
 
     The dynamic counts need the bytes that the launch streams: `streamed_bytes` (a trace knows it), or the names of the
     arguments that it reads exactly once by loads marked evict_first (`streamed=("planes.0",)`), whose sizes are taken: name
     all that are marked so and no others, or, where no load is marked, all that are read. `trips` that isn't a whole number
     says that the bytes don't fit the code. `dram_bytes` is what the
-    instructions are divided by, by default the size of all tensor arguments.
+    instructions are divided by, by default the size of all tensor arguments. `shares` (see `lines`): of the programs that run a
+    line; without them all code counts for every program, that of the last at a ticket included.
     """
     code = sass.disassemble(launch.cubin)
     hot = code.hot_loop
@@ -135,7 +145,7 @@ def measure(launch: Launch, streamed: Sequence[str] = (), streamed_bytes: int | 
         streamed_bytes = launch.bytes_of(*streamed)
     dynamic = per_byte = trips = None
     if streamed_bytes is not None and launch.programs:
-        one_warp, trips = dynamic_instructions(code, streamed_bytes / (launch.programs * threads))
+        one_warp, trips = dynamic_instructions(code, streamed_bytes / (launch.programs * threads), weigher(shares))
         dynamic = round(one_warp * launch.num_warps * launch.programs)
         per_byte = dynamic / (dram_bytes or size)
     return Metrics(

@@ -12,6 +12,7 @@ import torch
 from triton.runtime.jit import TensorWrapper
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .lines import Lines
 from .races import Access, Shadow
 
 SECTOR = 32
@@ -139,6 +140,7 @@ class Launch:
     selection: Selection | None = None  # what ran, where not all programs did
     problems: list[str] = dataclasses.field(default_factory=list)
     flops: int = 0  # of tl.dot
+    lines: Lines | None = None  # where they were asked for
     tickets: dict[int, set[int]] = dataclasses.field(default_factory=dict)  # program -> addresses of its atomics
     line_bytes: Counter[tuple[str, int]] = dataclasses.field(default_factory=Counter)  # loads by (file, line), all programs
 

@@ -7,8 +7,9 @@ neighbours and others are traced along each axis; an argument of the launch then
 - no two traced units share a sector, and all but the last read equally many: so do all units, and the count is that of one
   times the units but one, plus the last's.
 
-Anything else raises NotUniformError and the launch is traced in full, but for arguments of which at most SMALL bytes are read
-even if no unit shared a sector with another (tickets, lengths): that bound is taken. What is stored is counted in bytes, since
+Anything else raises NotUniformError and the launch is traced in full, but for arguments that hardly count (tickets, lengths, the
+rotary table, what a step appends): of those a bound is taken, as if no unit shared a sector with another, and units between two of
+the sample did as much as the busier one. A bound may be SMALL bytes or SHARE of what the launch streams. What is stored is counted in bytes, since
 programs that store small pieces share sectors without storing the same.
 """
 
@@ -23,8 +24,9 @@ import numpy as np
 from .requested import SECTOR, Argument, Launch, Selection
 
 SMALL = 4096
+SHARE = 0.02
 DOUBLING = [0, 1, 2, 4, 8, 16, 32]  # positions along x that tell how many neighbours share a ticket
-SPREAD = 5
+SPREAD = 9
 
 
 class NotUniformError(ValueError):
@@ -167,12 +169,19 @@ def _exact(argument: Argument) -> ArgumentTraffic:
 
 
 def _scaled_up(launch: Launch, selection: Selection, argument: Argument) -> ArgumentTraffic:
-    def scaled(counter: Counter[int]) -> int:
-        """The sum over all units of what the traced ones count."""
-        *most, last = (counter.get(unit, 0) for unit in selection.units)
-        if len(set(most)) > 1:
+    small = max(SMALL, SHARE * launch.streamed_bytes * launch.programs / len(selection.programs))
+
+    def scaled(counter: Counter[int], size: int = 1) -> int:
+        """The sum over all units of what the traced ones count, in pieces of `size` bytes."""
+        counts = [counter.get(unit, 0) for unit in selection.units]
+        *most, last = counts
+        if len(set(most)) == 1:
+            return most[0] * (selection.all_units - 1) + last
+        steps = zip(selection.units, selection.units[1:], counts, counts[1:], strict=False)
+        bound = sum((after - before) * max(pair) for before, after, *pair in steps) + last
+        if bound * size > small or launch.grid[1:] != (1, 1):
             raise NotUniformError(f"{launch.name}: programs do unequal work on '{argument.name}'")
-        return most[0] * (selection.all_units - 1) + last
+        return bound
 
     reads = argument.by_unit
     assert reads is not None
@@ -182,17 +191,17 @@ def _scaled_up(launch: Launch, selection: Selection, argument: Argument) -> Argu
     if touched.size and touched.min() == len(selection.units):
         read, readers = touched.size * SECTOR, readers * selection.all_units // len(selection.units)
     else:
-        read = min(scaled(reads.sectors) * SECTOR, room)
+        read = min(scaled(reads.sectors, SECTOR) * SECTOR, room)
         if touched.max(initial=0) > 1:
             readers = launch.programs  # a bound, as `read` is
-            if read > SMALL:
+            if read > small or argument.streamed_bytes:
                 raise NotUniformError(f"{launch.name}: some programs share sectors of '{argument.name}' and others don't")
     return ArgumentTraffic(
         name=argument.name,
         bytes=argument.bytes,
         read=read,
         written=min(-(-scaled(argument.stored) // SECTOR) * SECTOR, room),
-        to_sms=scaled(argument.fetched) * SECTOR,
+        to_sms=scaled(argument.fetched, SECTOR) * SECTOR,
         loaded=scaled(argument.loaded),
         streamed=scaled(argument.streamed),
         programs_per_sector=readers,

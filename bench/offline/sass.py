@@ -7,6 +7,7 @@ instruction; a lane's bytes are those of one thread.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import subprocess
 import tempfile
@@ -31,7 +32,12 @@ class Instruction:
     address: int
     operation: str  # with its modifiers, as "LDG.E.EF.128"
     arguments: str
-    line: tuple[str, int] | None  # file name and line of the innermost inlined function
+    lines: tuple[tuple[str, int], ...]  # file name and line, then those that it was inlined at
+
+    @property
+    def line(self) -> tuple[str, int] | None:
+        """File name and line of the innermost inlined function."""
+        return self.lines[0] if self.lines else None
 
     @property
     def stem(self) -> str:
@@ -81,6 +87,7 @@ class Code:
         return max(self.innermost, key=lambda loop: _weight(self.body(loop)), default=None)
 
 
+@functools.lru_cache(64)  # launches of one kernel differ in their sizes alone, and nvdisasm takes half a second
 def disassemble(cubin: bytes) -> Code:
     """The kernel's code up to its last EXIT. Raises CalledProcessError where nvdisasm refuses the code object."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -98,19 +105,19 @@ def parse(text: str) -> Code:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     waiting: list[str] = []
-    line: tuple[str, int] | None = None
+    lines: tuple[tuple[str, int], ...] = ()
     in_chain = False  # lines of an inlined call follow each other, innermost first
     for row in text.splitlines():
         if found := _LABEL.match(row):
             waiting.append(found[1])
         elif found := _LINE.match(row):
-            line = line if in_chain else (Path(found[1]).name, int(found[2]))
+            lines = (*(lines if in_chain else ()), (Path(found[1]).name, int(found[2])))
             in_chain = True
         elif found := _CODE.match(row):
             in_chain = False
             labels.update(dict.fromkeys(waiting, int(found[1], 16)))
             waiting = []
-            instructions.append(Instruction(int(found[1], 16), found[3], found[4], line))
+            instructions.append(Instruction(int(found[1], 16), found[3], found[4], lines))
     exits = [position for position, instruction in enumerate(instructions) if instruction.stem == "EXIT"]
     loops = _loops(instructions, labels)
     end = max([*exits, *(loop.last for loop in loops)], default=-1) + 1  # what follows is padding

@@ -16,10 +16,19 @@ ZEROED = {"empty": torch.zeros, "empty_like": torch.zeros_like}
 
 
 Bytes = dict[str, int] | list[int]  # by kernel name, or one for each launch in order
+Shares = list[tuple[str, int, float]]  # of the programs that run a line; see `lines`
 
 
-def compile_stage(entry: str, args: Sequence[Any], archs: Sequence[int], streamed: Sequence[str], sent: Bytes, dram: Bytes) -> list[Any]:
-    """Metrics of every launch of `entry(*args)`, architecture by architecture; see `child.compiled`."""
+def compile_stage(
+    entry: str,
+    args: Sequence[Any],
+    archs: Sequence[int],
+    streamed: Sequence[str],
+    sent: Bytes,
+    dram: Bytes,
+    shares: Sequence[Shares] = (),
+) -> list[Any]:
+    """Metrics of every launch of `entry(*args)`, architecture by architecture; see `child.compiled`. `shares`: of each launch."""
     from .capture import capture
     from .metrics import measure, to_json
 
@@ -31,16 +40,24 @@ def compile_stage(entry: str, args: Sequence[Any], archs: Sequence[int], streame
             function(*args)
         for position, launch in enumerate(launches):
             streamed_bytes, dram_bytes = _lookup(sent, launch.name, position), _lookup(dram, launch.name, position)
+            run_by = shares[position] if position < len(shares) else []
             key = f"{launch.hash} {launch.grid} {launch.arguments} {streamed_bytes} {dram_bytes}"
             if key not in known:
-                known[key] = to_json(measure(launch, streamed, streamed_bytes, dram_bytes))
+                known[key] = to_json(measure(launch, streamed, streamed_bytes, dram_bytes, run_by))
             records.append({**known[key], "new": launch.new, "site": launch.site})
     return records
 
 
-def compile_runs(entry: str, runs: Sequence[Sequence[Any]], arch: int, sent: list[int]) -> list[list[Any]]:
-    """`compile_stage` for several argument lists in one process; the streamed bytes are those of the first run's launches."""
-    return [compile_stage(entry, args, [arch], (), sent if number == 0 else [], {}) for number, args in enumerate(runs)]
+def compile_step(
+    entry: str, one: Sequence[Any], two: Sequence[Any], arch: int, streamed: list[int], shares: Sequence[Shares]
+) -> tuple[list[Any], list[tuple[str, tuple[int, int, int]]]]:
+    """`compile_stage` of a step of one layer, whose streamed bytes and shares are given; names and grids of a step of two."""
+    from .capture import capture
+
+    measured = compile_stage(entry, one, [arch], (), streamed, {}, shares)
+    with capture(arch) as launches:
+        load_entry(entry)(*two)
+    return measured, [(launch.name, launch.grid) for launch in launches]
 
 
 def _lookup(values: Bytes, name: str, position: int) -> int | None:
@@ -63,7 +80,8 @@ def _zeroed_scratch() -> Iterator[None]:
 
 
 def trace_stage(entry: str, args: Sequence[Any], known: Sequence[str]) -> list[dict[str, Any]]:
-    """Traffic of every launch of `entry(*args)`: records of `key` and `traffic` (`sampling.Traffic`; None where the key is known).
+    """Traffic of every launch of `entry(*args)`: records of `key`, `traffic` (`sampling.Traffic`; None where the key is known) and
+    `shares`, of the programs that ran a line (`lines`).
 
     Large grids are sampled and counted up exactly (`sampling`). Where that is refused, another pass samples by the programs
     that share a ticket, or runs all; a launch whose traffic is known, from an earlier pass or to the caller, isn't run again.
@@ -84,13 +102,14 @@ def trace_stage(entry: str, args: Sequence[Any], known: Sequence[str]) -> list[d
         return None if unit is None else sampling.select(launch.grid, unit)
 
     while True:
-        with _zeroed_scratch(), trace(race=False, select=select) as traced:
+        with _zeroed_scratch(), trace(race=False, select=select, lines=True) as traced:
             function(*args)
         missing = [launch for launch in traced.launches if launch.key not in found]
         for launch in missing:
             try:
-                found[launch.key] = dataclasses.asdict(sampling.count(launch))
+                traffic = dataclasses.asdict(sampling.count(launch))
+                found[launch.key] = {"traffic": traffic, "shares": launch.lines.shares() if launch.lines is not None else []}
             except sampling.NotUniformError:
                 units[launch.key] = sampling.next_unit(launch)
         if all(launch.key in found for launch in traced.launches):
-            return [{"key": launch.key, "traffic": found[launch.key]} for launch in traced.launches]
+            return [{"key": launch.key, **(found[launch.key] or {"traffic": None, "shares": []})} for launch in traced.launches]

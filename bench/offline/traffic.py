@@ -24,6 +24,7 @@ import numpy as np
 import triton
 
 from .hooks import SEVERAL, hooked
+from .lines import Lines
 from .races import Access, Clocks
 from .requested import Argument, Launch, Selection, UnitReads, gather
 
@@ -40,11 +41,11 @@ class TraceError(RuntimeError):
 class Tracer:
     """The observer behind `trace`. `launches` in order; `problems` of all of them."""
 
-    def __init__(self, race: bool, order: Order, seed: int, strict: bool, select: Select | None) -> None:
+    def __init__(self, race: bool, order: Order, seed: int, strict: bool, select: Select | None, lines: bool = False) -> None:
         if order not in ("forward", "reverse", "random"):
             raise ValueError(f"order is {order!r}; there are forward, reverse, random")
         self.race, self.order, self.strict = race, order, strict
-        self.select = select
+        self.select, self.lines = select, lines
         self.generator = np.random.default_rng(seed)
         self.launches: list[Launch] = []
         self.current: Launch | None = None
@@ -65,6 +66,8 @@ class Tracer:
         self.launches.append(self.current)
 
     def end(self) -> None:
+        if self.current is not None and self.current.lines is not None:
+            self.current.lines.stop()
         self.current = None
 
     def sequence(self, grid: tuple[int, int, int]) -> np.ndarray:
@@ -77,12 +80,17 @@ class Tracer:
             chosen = np.array(selection.programs, np.int64)
             for argument in self.current.arguments:
                 argument.by_unit = UnitReads(argument.readers.size)
+        if self.lines and (self.current.selection is None or self.current.selection.unit > 1):
+            self.current.lines = Lines()
+            self.current.lines.start()
         if self.order == "random":
             return self.generator.permutation(chosen)
         return chosen[::-1] if self.order == "reverse" else chosen
 
     def program(self, number: int) -> None:
         assert self.current is not None
+        if self.current.lines is not None:
+            self.current.lines.program_ends()
         self.number = self.clocks.program = number
         self.unit = number if self.current.selection is None else self.current.selection.unit_of(number)
 
@@ -185,13 +193,15 @@ def trace(
     seed: int = 0,
     strict: bool = False,
     select: Select | None = None,
+    lines: bool = False,
 ) -> Iterator[Tracer]:
     """Trace every interpreted launch inside the context (`interpreter.install()` first).
 
     `order` is the sequence in which the programs of a grid run: a GPU promises none, so a kernel must give the same bits in
     all three. `race` looks for races too; `strict` raises TraceError at the first problem. `select` may
-    choose the programs of a launch that run; results are then incomplete: for counting alone, see `sampling`.
+    choose the programs of a launch that run; results are then incomplete: for counting alone, see `sampling`. `lines` notes which
+    lines of the kernel they ran, but in samples of single programs, which tell nothing of those that meet.
     """
-    tracer = Tracer(race, order, seed, strict, select)
+    tracer = Tracer(race, order, seed, strict, select, lines)
     with hooked(tracer):
         yield tracer

@@ -6,8 +6,8 @@ The heads that share a kv head are the rows of one product, so a slot is read on
 take more blocks, which run side by side). A tile of slots is the tall side of both products and the few rows the narrow one, since
 the softmax is paid for each padded row: scores are k q^T, the sums v^T p.
 
-Up to `splits` programs take a sequence's tiles in turn, as many as the lengths in device memory ask for: a captured graph replays
-while the cache grows. The others leave at once; a program that is alone finishes alone; else each leaves its sums in the workspace
+Up to `splits` programs take a sequence's tiles in turn, as many as the lengths in device memory ask for, a tile or more each: a
+captured graph replays while the cache grows. The others leave at once; a program that is alone finishes alone; else each leaves its sums in the workspace
 and the last by ticket joins them in the order of the programs.
 
 Reads k and v once, [batch, kv_heads, length, head_dim] each; partial sums are (head_dim + 2) floats a head and program.
@@ -38,7 +38,7 @@ def _cost(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
     return {"name": kernel.name, "flops": 0, "bytes": 2 * rows * args["HEAD_DIM"] * args["q_ptr"].element_size()}
 
 
-@triton.jit(do_not_specialize=SIZES, launch_metadata=_cost)
+@triton.jit(do_not_specialize=[*SIZES, "shift"], launch_metadata=_cost)
 def _attention_decode_kernel(
     q_ptr,  # [batch, tokens, KV_HEADS * GROUP, HEAD_DIM]
     k_cache_ptr,  # [batch, KV_HEADS, context, HEAD_DIM]
@@ -56,6 +56,7 @@ def _attention_decode_kernel(
     cache_stride_head,
     tokens,
     factor,  # scale * log2(e)
+    shift,  # a program takes 1 << shift tiles or more, where more than one does
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     GROUP: tl.constexpr,
@@ -75,7 +76,8 @@ def _attention_decode_kernel(
     start = tl.load(starts_ptr + batch)
     before = tl.load(lengths_ptr + batch) - start  # slots that count, ahead of token 0; negative where token 0 is padding
     end = before + tokens
-    active = tl.maximum(tl.minimum(tl.cdiv(end, BLOCK_N), splits), 1)  # one writes the zeros where nothing is seen
+    share = (BLOCK_N << shift) - 1
+    active = tl.maximum(tl.minimum((end + share) // BLOCK_N >> shift, splits), 1)  # one writes the zeros where nothing is seen
     if split >= active:
         return
 
@@ -89,7 +91,7 @@ def _attention_decode_kernel(
     cache = cache_offset(batch, kv_head, start, cache_stride_batch, cache_stride_head, HEAD_DIM)
     k_ptr, v_ptr = k_cache_ptr + cache, v_cache_ptr + cache
     acc, peak, total = attend_tiles(
-        tl.trans(q), k_ptr, v_ptr, before + token, split * BLOCK_N, end, splits * BLOCK_N, factor, HEAD_DIM, BLOCK_M, BLOCK_N
+        tl.trans(q), k_ptr, v_ptr, before + token, split * BLOCK_N, end, active * BLOCK_N, factor, HEAD_DIM, BLOCK_M, BLOCK_N
     )
 
     if active == 1:
@@ -120,7 +122,7 @@ def _attention_decode_kernel(
 def workspace_size(batch: int, kv_heads: int, group: int, head_dim: int, tokens: int, where: Target = INTERPRETED) -> tuple[int, int]:
     """(tickets, partials) that a call with these sizes may need on `where`, for every cache dtype and length."""
     rows = tokens * group
-    splits = attention_decode_launch(rows, kv_heads, head_dim, torch.bfloat16, where).splits
+    splits = attention_decode_launch(batch * tokens, rows, kv_heads, head_dim, torch.bfloat16, where).splits
     return batch * kv_heads * triton.cdiv(rows, 8), batch * kv_heads * splits * rows * (head_dim + 2)
 
 
@@ -136,9 +138,9 @@ def _attention_decode(
     group = heads // kv_heads
     rows = tokens * group
     where = target(q)
-    shape = attention_decode_launch(rows, kv_heads, head_dim, q.dtype, where)
+    shape = attention_decode_launch(batch * tokens, rows, kv_heads, head_dim, q.dtype, where)
     blocks = triton.cdiv(rows, shape.block_m)
-    splits = min(shape.splits, triton.cdiv(k_cache.shape[2], shape.block_n))  # the rest could never have work
+    splits = min(shape.splits, triton.cdiv(k_cache.shape[2], shape.block_n << shape.shift))  # the rest could never have work
     block_r = min(triton.next_power_of_2(group), shape.block_m) if tokens == 1 else shape.block_m  # three kernels serve all tokens
     sums = batch * kv_heads * splits * rows * head_dim
     pdl = q.is_cuda and where.arch >= 90
@@ -156,6 +158,7 @@ def _attention_decode(
         *k_cache.stride()[:2],
         tokens,
         scale * math.log2(math.e),
+        shape.shift,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
         GROUP=group,
@@ -191,8 +194,8 @@ def attention_decode(
 ) -> Tensor:
     """As `granite_kernels.kernels.attention.attention`, for batch * tokens of 1 to 16 over a long cache.
 
-    Deterministic. A row's bits depend on its own slots, the tokens of the call and the GPU model, never on the rest of the batch,
-    on padding or on the context that the cache has room for. workspace: at least `workspace_size(...)`; None allocates one.
+    Deterministic. A row's bits depend on its own slots, its tokens, whether the call has more than 8 tokens and the GPU model, never
+    on what the rest of the batch holds, on padding or on the context that the cache has room for. workspace: at least `workspace_size(...)`; None allocates one.
     """
     check(q, k_cache, v_cache, lengths, starts, scale)
     batch, tokens, heads, head_dim = q.shape
