@@ -42,7 +42,7 @@ bench: $(VENV)/.test
 	$(BIN)/python bench/bench_cpu.py
 
 examine: $(VENV)/.test
-	$(BIN)/python -c "from granite_kernels.bench.offline.cli import examine_all; examine_all()"
+	$(BIN)/python -m granite_kernels.bench.offline.matrix
 
 gpu: tree
 	@$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu; tests=$$?; \

@@ -9,8 +9,8 @@ neighbours and others are traced along each axis; an argument of the launch then
 
 Anything else raises NotUniformError and the launch is traced in full, but for arguments that hardly count (tickets, lengths, the
 rotary table, what a step appends): of those a bound is taken, as if no unit shared a sector with another, and units between two of
-the sample did as much as the busier one. A bound may be SMALL bytes or SHARE of what the launch streams. What is stored is counted in bytes, since
-programs that store small pieces share sectors without storing the same.
+the sample did as much as the busier one. A bound may be SMALL bytes or SHARE of what the launch streams. What is stored is counted
+in bytes, since programs that store small pieces share sectors without storing the same.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .cards import CARDS, Card, cards_of
+from .cards import ARCHITECTURES, CARDS, Card, cards_of
+from .limits import broken, partial_sums
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,6 +96,12 @@ def issue_bound(report: Report) -> str:
     return f"Issue-bound, above {ISSUE_BOUND:.0%} of a card's budget: " + " ".join(sentences)
 
 
+def judgement(report: Report) -> str:
+    """What is re-read and written besides, and which limits are broken."""
+    faults = "; ".join(broken(report)) or "none broken"
+    return f"Re-read {report.reread:.3f} of what is streamed, partial sums {partial_sums(report):.2%} of the bytes. Limits: {faults}."
+
+
 def rich_table(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
@@ -104,14 +111,23 @@ def rich_table(report: Report) -> RenderableType:
         table.add_column(column, justify="left" if column in ("launch", "tensor core") else "right")
     for launch in report.launches:
         table.add_row(*row(launch))
-    return Group(table, issue_bound(report), *(total(report, card) for card in cards_of(report.arch)))
+    return Group(table, judgement(report), issue_bound(report), *(total(report, card) for card in cards_of(report.arch)))
 
 
-def markdown(reports: Sequence[Report]) -> str:
-    """All reports as one page; the header says what the numbers are."""
+def markdown(reports: Sequence[Report], missing: int = 0) -> str:
+    """All reports as one page; the header says what the numbers are, and how many of the matrix's cells are `missing`."""
+    faults = sum(len(broken(report)) for report in reports)
     lines = ["# Decode launches examined without a GPU", "", LEGEND, ""]
+    lines += [f"{len(reports)} steps examined, {missing} of the matrix not yet; limits (limits.py) broken: {faults}.", ""]
+    lines += ["| step | " + " | ".join(f"sm_{arch}" for arch in ARCHITECTURES) + " |", "|---" * (len(ARCHITECTURES) + 1) + "|"]
+    cells = {(report.case, report.arch): len(broken(report)) for report in reports}
+    for case in dict.fromkeys(report.case for report in reports):
+        marks = (cells.get((case, arch)) for arch in ARCHITECTURES)
+        verdicts = " | ".join("-" if mark is None else f"{mark} broken" if mark else "kept" for mark in marks)
+        lines.append(f"| {case.preset}, {case.quantization}, batch {case.batch}, context {case.context} | {verdicts} |")
+    lines.append("")
     for report in reports:
         lines += [f"## {title(report)}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join(row(launch)) + " |" for launch in report.launches]
-        lines += ["", f"- {issue_bound(report)}", *(f"- {total(report, card)}" for card in cards_of(report.arch)), ""]
+        lines += ["", judgement(report), "", f"- {issue_bound(report)}", *(f"- {total(report, card)}" for card in cards_of(report.arch)), ""]
     return "\n".join(lines)

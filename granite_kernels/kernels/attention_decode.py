@@ -7,8 +7,8 @@ take more blocks, which run side by side). A tile of slots is the tall side of b
 the softmax is paid for each padded row: scores are k q^T, the sums v^T p.
 
 Up to `splits` programs take a sequence's tiles in turn, as many as the lengths in device memory ask for, a tile or more each: a
-captured graph replays while the cache grows. The others leave at once; a program that is alone finishes alone; else each leaves its sums in the workspace
-and the last by ticket joins them in the order of the programs.
+captured graph replays while the cache grows. The others leave at once; a program that is alone finishes alone; else each leaves
+its sums in the workspace and the last by ticket joins them in the order of the programs.
 
 Reads k and v once, [batch, kv_heads, length, head_dim] each; partial sums are (head_dim + 2) floats a head and program.
 """
@@ -195,7 +195,8 @@ def attention_decode(
     """As `granite_kernels.kernels.attention.attention`, for batch * tokens of 1 to 16 over a long cache.
 
     Deterministic. A row's bits depend on its own slots, its tokens, whether the call has more than 8 tokens and the GPU model, never
-    on what the rest of the batch holds, on padding or on the context that the cache has room for. workspace: at least `workspace_size(...)`; None allocates one.
+    on what the rest of the batch holds, on padding or on the context that the cache has room for. workspace: at least
+    `workspace_size(...)`; None allocates one.
     """
     check(q, k_cache, v_cache, lengths, starts, scale)
     batch, tokens, heads, head_dim = q.shape
