@@ -5,7 +5,6 @@ Thresholds are kept by version of Triton. `make examine` looks at all architectu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,13 @@ def matrices(preset: str) -> list[tuple[int, int, int]]:
 
 
 @pytest.fixture(scope="module", params=[90, pytest.param(80, marks=pytest.mark.slow), pytest.param(120, marks=pytest.mark.slow)])
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process that serves and then looks at STEPS tells. Triton's cache is empty at first, so that every kernel is compiled."""
     arch = request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         told = in_child(f"{Path(served.__file__)}:examined", arch, 50, STEPS, interpret=False)
-    yield {"arch": arch, **told}
+    return {"arch": arch, **told}
 
 
 def test_a_cold_start_compiles_in_seconds(seen: dict[str, Any]) -> None:
