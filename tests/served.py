@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import resource
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from granite_kernels.bench.offline import metrics
 from granite_kernels.bench.offline.capture import Launch, capture
+from granite_kernels.bench.offline.cards import cards_of
 from granite_kernels.bench.offline.examine import STEP, run_step
 from granite_kernels.bench.offline.pretend import on_gpu
 from granite_kernels.bench.offline.steps import stand_in
@@ -77,9 +79,20 @@ def examined(arch: int, count: int, steps: list[tuple[str, int]]) -> dict[str, A
     for preset, batch in steps:
         with capture(arch) as launches:
             run_step(STEP, preset, "none", batch, 1024, 1, arch)
-        told["steps"].append([metrics.to_json(metrics.measure(launch, ("planes",))) for launch in launches])
+        told["steps"].append([compiled_code(launch, measured=arch == 90) for launch in launches])
         if preset == "3.1-2b":
             told["unseen"] += [f"{x.name} {x.constexprs} {x.divisible}" for x in launches if x.hash not in known]
+    return told
+
+
+def compiled_code(launch: Launch, *, measured: bool) -> dict[str, Any]:
+    """What the compiler says of a launch and, where it is measured, what its machine code shows, which takes longer."""
+    widths = re.findall(r"ld\.global\S*evict_first\S*?((?:\.v\d)?\.b\d+)", launch.ptx)
+    told: dict[str, Any] = {"name": launch.name, "shared": launch.shared, "pdl": launch.pdl, "local": launch.spill_bytes, "widths": widths}
+    if measured:
+        code = metrics.measure(launch, ("planes",))
+        told |= {"spills": code.spills, "instructions": code.dynamic_instructions, "streamed": sorted(code.streamed_widths)}
+        told["flight"] = code.in_flight_per_sm(cards_of(launch.arch)[0].sms)
     return told
 
 

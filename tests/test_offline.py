@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,9 @@ from granite_kernels.bench.offline.requested import Launch, Selection
 from granite_kernels.bench.offline.traffic import TraceError, trace
 from torch import Tensor
 
+from granite_kernels.kernels import softmax
+from granite_kernels.kernels.attention_decode import attention_decode
+from tests import attention_cases
 from tests import offline_kernels as kernels
 
 BF16 = torch.bfloat16
@@ -199,3 +203,18 @@ def test_samples_that_say_nothing_are_refused() -> None:
     with pytest.raises(sampling.NotUniformError, match="x_ptr"):
         sampling.count(launch)
     assert sampling.next_unit(launch) is None
+
+
+def test_what_the_last_program_alone_runs_is_told_apart() -> None:
+    """Four programs share a sequence of attention; the one that comes last joins their sums."""
+    case = attention_cases.inputs(BF16, 64, 4, 1, [250], context=256)
+    with trace(race=False, lines=True) as traced:
+        case.run(attention_decode)
+    assert sys.gettrace() is None
+    (launch,) = traced.launches
+    assert launch.programs == 4
+    assert launch.lines is not None
+    first = softmax.join.fn.__code__.co_firstlineno
+    shares = {(file, line): share for file, line, share in launch.lines.shares()}
+    assert {share for (file, line), share in shares.items() if file == "softmax.py" and line > first} == {0.25}
+    assert {share for (file, _), share in shares.items() if file == "attention_decode.py"} == {0.0, 0.25}  # none is alone

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from granite_kernels.bench.offline import cards, compiled, metrics, sass
+from granite_kernels.bench.offline import cards, compiled, matrix, metrics, sass
 from granite_kernels.bench.offline.examine import Case, Report, examine, repetitions
-from granite_kernels.bench.offline.roofline import bound
+from granite_kernels.bench.offline.limits import broken, partial_sums
+from granite_kernels.bench.offline.lines import weigher
+from granite_kernels.bench.offline.roofline import Examined, bound
 from granite_kernels.bench.offline.tables import COLUMNS, markdown, row
 
 from granite_kernels.errors import GraniteError
@@ -121,7 +125,8 @@ def test_a_report_is_written(report: Report) -> None:
     assert record["total"]["launches"] == 12
     assert set(record["total"]["modelled_seconds"]) == {"H100 SXM", "H200"}
     text = markdown([report])
-    assert text.count("\n| ") == 1 + len(report.launches)
+    assert text.count("\n| ") == 3 + len(report.launches)  # with two headers and the verdict
+    assert "| - | - | - |" in text  # architectures that were not examined
     assert all(len(row(launch)) == len(COLUMNS) for launch in report.launches)
     assert "a model, not a measurement" in text
 
@@ -139,6 +144,61 @@ def test_bounds_say_what_binds(report: Report) -> None:
     assert bound(launch.traffic, idle, h100).by == "latency"
     assert bound(large, ample, h100).by == "dram"
     assert bound(large, ample, h200).modelled < bound(large, ample, h100).modelled
+
+
+def faulty(launch: Examined, *, metrics: dict[str, Any] | None = None, argument: dict[str, int] | None = None) -> Examined:
+    """`launch` with other metrics, and its first streamed argument with other counts."""
+    first = next(given for given in launch.traffic.arguments if given.streamed)
+    changed = tuple(dataclasses.replace(given, **(argument or {})) if given is first else given for given in launch.traffic.arguments)
+    traffic = dataclasses.replace(launch.traffic, arguments=changed)
+    return dataclasses.replace(launch, traffic=traffic, metrics=dataclasses.replace(launch.metrics, **(metrics or {})))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metrics": {"spills": 3}}, "3 spills"),
+        ({"metrics": {"shared": 1 << 20}}, "bytes of shared memory"),
+        ({"metrics": {"streamed_widths": {64: 8, 128: 2}}}, r"loads of \[64, 128\] bits"),
+        ({"metrics": {"dynamic_instructions": 1000 * 1024}}, "instructions a byte, limit 0.080"),
+        ({"metrics": {"in_flight": 16}}, r" 0\.0 KiB in flight"),
+        ({"argument": {"programs_per_sector": 2}}, "goes to 2 programs"),
+    ],
+)
+def test_broken_limits_are_said(report: Report, change: dict[str, Any], said: str) -> None:
+    before = broken(report)
+    launches = list(report.launches)
+    launches[1] = faulty(launches[1], **change)
+    after = broken(dataclasses.replace(report, launches=tuple(launches)))
+    assert any(re.search(said, fault) for fault in after)
+    assert not any(re.search(said, fault) for fault in before)
+
+
+def test_limits_of_a_whole_step(report: Report) -> None:
+    arguments = tuple(dataclasses.replace(x, name="partials_ptr", written=1 << 20) for x in report.launches[0].traffic.arguments)
+    writing = dataclasses.replace(report.launches[0], traffic=dataclasses.replace(report.launches[0].traffic, arguments=arguments))
+    spoilt = dataclasses.replace(report, launches=(writing, *report.launches[1:]), layers=1)
+    assert partial_sums(report) == 0
+    assert partial_sums(spoilt) > 0.02
+    faults = " ".join(broken(spoilt))
+    assert "partial sums are" in faults
+    assert "12 launches, limit 5 a layer and 3" in faults
+
+
+def test_cells_are_kept_while_their_sources_are_the_same(report: Report, tmp_path: Path) -> None:
+    matrix.write({(report.case, report.arch): report}, tmp_path)
+    file = tmp_path / "offline.json"
+    (kept,) = matrix.known(file).values()
+    assert kept == report
+    file.write_text(file.read_text().replace('"sources":"', '"sources":"0'))
+    assert matrix.known(file) == {}
+    assert len({matrix.sources(format, preset) for format in ("none", "q4_k") for preset in ("3.1-2b", "3.1-1b-a400m")}) == 4
+
+
+def test_instructions_count_as_often_as_their_lines_run() -> None:
+    code = sass.parse(LISTING)
+    assert code.instructions[0].lines == (("kernel.py", 7), ("kernel.py", 20))
+    assert metrics.dynamic_instructions(code, 64, weigher([("kernel.py", 20, 0.25)])) == (0.25 * (3 + 3 * 4), 3.0)
 
 
 def test_layers_that_differ_are_refused() -> None:
