@@ -63,8 +63,9 @@ def _of_launch(launch: Examined, report: Report) -> list[str]:
     dense = report.case.quantization == "none"
     if traffic.stream_readers != 1:
         found.append(f"a sector of weights or cache goes to {traffic.stream_readers} programs")
-    if (dense or _is_attention(launch)) and set(code.streamed_widths) != {128}:
-        found.append(f"streamed by loads of {sorted(code.streamed_widths)} bits")
+    widths = code.streamed_widths or code.loop_widths  # copies to shared memory don't show that they are streamed
+    if (dense or _is_attention(launch)) and set(widths) != {128}:
+        found.append(f"streamed by loads of {sorted(widths)} bits")
     if report.arch == 90:
         card = cards_of(90)[0]
         limit = INSTRUCTIONS if dense or _is_attention(launch) else card.issue_budget
