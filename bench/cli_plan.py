@@ -120,6 +120,7 @@ def _held_against(config: GraniteConfig, weights: Footprint, card: Gpu, context:
         "name": card.name,
         "memory_gb": card.memory,
         "bandwidth_gbps": card.bandwidth or None,
+        "source": card.url,
         "fits": fits(wanted.total, card),
         "largest_context": largest_context(config, weights, batch, card),
         "bound_tokens_per_second": bound(config, weights, batch, context, card.bandwidth) if card.bandwidth else None,
