@@ -6,8 +6,31 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from granite_kernels.bench.harness import Case, Inputs
+from granite_kernels.bench.harness import Case, Inputs, Rival
+from granite_kernels.bench.rivals import grouped
 from granite_kernels.bench.shapes import Cost, Setting
+from torch import Tensor
+
+from granite_kernels.reference.swiglu import swiglu
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def gate_up_by_groups(product: Product, x: Tensor, matrices: Tensor, chosen: Tensor, *, experts: int) -> Tensor:
+    """experts_gate_up_swiglu over a grouped product."""
+    order = chosen.flatten().argsort()
+    sorted_inner = swiglu(product(x.flatten(0, -2)[order // chosen.shape[-1]], matrices, chosen))
+    return torch.empty_like(sorted_inner).index_copy_(0, order, sorted_inner).view(*chosen.shape, -1)
+
+
+def down_by_groups(
+    product: Product, inner: Tensor, matrices: Tensor, chosen: Tensor, shares: Tensor, residual: Tensor, *, scale: float
+) -> Tensor:
+    """experts_down_add over a grouped product."""
+    order = chosen.flatten().argsort()
+    found = product(inner.flatten(0, 2)[order], matrices, chosen)
+    found = torch.empty_like(found).index_copy_(0, order, found).view(*chosen.shape, -1)
+    return residual + (found * shares.to(found.dtype)[..., None]).sum(dim=2) * scale
 
 
 def cases(setting: Setting) -> list[Case]:
@@ -27,8 +50,8 @@ def cases(setting: Setting) -> list[Case]:
     residual = setting.normal(*setting.shape, hidden, seed=5)
     layers = config.num_hidden_layers if setting.decoding else 0
 
-    def case(op: str, size: str, inputs: Inputs, cost: Cost, *, packs: bool = True) -> Case:
-        return Case(op, "moe", size, setting, inputs, cost, role=op if layers else "", times=layers, compiles=False, packs=packs)
+    def case(op: str, size: str, inputs: Inputs, cost: Cost, *rivals: Rival, packs: bool = True) -> Case:
+        return Case(op, "moe", size, setting, inputs, cost, rivals, role=op if layers else "", times=layers, compiles=False, packs=packs)
 
     route = case(
         "norm_route",
@@ -46,6 +69,7 @@ def cases(setting: Setting) -> list[Case]:
             gate_up.nbytes * distinct // experts + size * tokens * (hidden + top_k * inner) + 4 * tokens * top_k,
             4 * tokens * top_k * hidden * inner,
         ),
+        grouped(experts, gate_up_by_groups),
     )
     combined = case(
         "experts_down_add",
@@ -55,6 +79,7 @@ def cases(setting: Setting) -> list[Case]:
             down.nbytes * distinct // experts + size * tokens * (top_k * inner + 2 * hidden) + 8 * tokens * top_k,
             2 * tokens * top_k * hidden * inner,
         ),
+        grouped(experts, down_by_groups),
     )
     return [route, up, combined]
 

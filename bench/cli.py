@@ -25,7 +25,13 @@ DEVICE = click.option("--device", default=None, help="cuda, cuda:1 or cpu. Defau
 @click.option("--op", "ops", multiple=True, help="An operation or a file of them, as rms_norm or linear. Default: all.")
 @click.option("--preset", default="3.1-2b", show_default=True)
 @click.option("--tokens", type=click.IntRange(1), multiple=True, help="Default: 1, 8 and 512 (64 on a CPU).")
-@click.option("--context", type=click.IntRange(2), default=1024, show_default=True, help="Tokens in the cache of a decode step.")
+@click.option(
+    "--context",
+    "contexts",
+    type=click.IntRange(2),
+    multiple=True,
+    help="Tokens in the cache of a decode step; but for attention_decode only the first. Default: 1024, 16384 and, on a GPU, 131072.",
+)
 @click.option("--dtype", help="bfloat16, float16, float32. Default: bfloat16 on a GPU, float32 on a CPU.")
 @click.option("--quantization", "formats", multiple=True, help="Format of the matrices, as q8_0, q4_k_m, int4; none is the dtype's own.")
 @DEVICE
@@ -119,13 +125,13 @@ def record(rows: Iterable[Row], device: str | None, path: Path | None, report: b
     from granite_kernels.model.loading import resolve_device
 
     from . import report as pages
-    from .machine import header
+    from .machine import Busy, header
     from .rows import Recorder
     from .tables import header_lines, tables
 
     if report and path is None:
         raise click.UsageError("--report goes with --json FILE: it writes beside that file")
-    rows = iter(rows)
+    rows, busy = iter(rows), Busy()
     with contextlib.ExitStack() as closing:
         first = next(rows, None)  # bad input is told before a file is begun
         recorder = Recorder(header(resolve_device(device), command=" ".join(["granite-kernels", *sys.argv[1:]])), path)
@@ -135,6 +141,7 @@ def record(rows: Iterable[Row], device: str | None, path: Path | None, report: b
             for row in closing.enter_context(progress(rows)):
                 recorder.add(row)
         finally:
+            recorder.tell(others=busy.others())
             click.echo("\n".join(header_lines(recorder.header)))
             show(tables(recorder.rows))
             if report and path is not None:
@@ -165,4 +172,7 @@ def show(shown: Iterable[Table]) -> None:
 
     target = console()
     for one in shown:
-        target.print(rich_table(one))
+        if one.cells:
+            target.print(rich_table(one))
+        else:  # why there are no figures is all there is to tell
+            target.print("\n".join((one.title, *one.notes)), soft_wrap=True)

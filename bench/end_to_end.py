@@ -1,7 +1,8 @@
 """One implementation end to end: pp512, tg128 @ d1024 and so on, as rows. Runs in a process of its own (see run.py).
 
 ppN: a prompt of N tokens to its first new token. tgN @ dC: N steps behind a prompt of C tokens (one, at context 0). Every engine is
-verified against the plain PyTorch path of the same weights before it is timed.
+verified against the plain PyTorch path of the same weights before it is timed. Where several engines are measured in turns, each waits
+before every timed request until the others have made theirs, so that a busy machine is busy for all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +19,18 @@ from torch import Tensor
 
 from granite_kernels.errors import GraniteError
 
+from .child import TURN
 from .engines import STATIC, TRANSFORMERS, Engine, Ours, stored_format, transformers_from
 from .harness import OURS, first_line
 from .meters import Meters
 from .rows import ERROR, LEFT_OUT, OK, REFUSED, Row
 from .shapes import step_bytes
 
+LEAST = 2  # requests, where time is short and more were wanted
 WINDOW = 4  # tokens: what ours hands over at a time on a GPU; times of a token are means over so many, for everybody
 # root mean square of a difference over the logits' own spread: rounding through 40 layers gives a tenth of it, a fault about 1
 DISAGREEMENT = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+VERIFIED = {"cuda": 48, "cpu": 8}  # tokens of the text, half of them prompt: on a GPU more than the 16 that decoding kernels take
 FIRST_ID = 1000  # random prompts leave the special tokens out
 
 
@@ -61,16 +65,19 @@ def run(
     tests: Sequence[Sequence[Any]],
     repeats: int,
     bandwidth: float,
-    until: float,
+    seconds: float,
+    turns: bool = False,
 ) -> Iterator[Row]:
     """The rows of one implementation of `model`; `options` as `open_model` takes them, `label` its name in the rows.
 
-    `bandwidth`: measured bytes a second, `until`: when (time.time()) the last test may begin.
+    `bandwidth`: measured bytes a second; `seconds`: what all of it may take, loading included; `turns`: whether TURN is yielded before
+    every timed request.
     """
     from granite_kernels.model.sources import open_model
 
     about: Row = {"kind": "speed", "model": label, "implementation": implementation, "format": options.get("quantization") or "as stored"}
     wanted = [Test(*test) for test in tests]
+    clock = Clock(time.time() + seconds, turns)
     try:
         ours = Ours(open_model(model, **options))
     except GraniteError as error:
@@ -80,9 +87,9 @@ def run(
     about["format"] = options.get("quantization") or stored_format(ours.model)
     device, plain = ours.model.device, ours.plain()
     engine: Engine = ours if implementation == OURS else transformers_from(ours.model, implementation)
-    del ours  # where it isn't the engine only the weights stay, which are shared
-    disagreement = differs(engine, plain, config.vocab_size, device)
-    del plain
+    alone = implementation == OURS and not any(choice.active for choice in ours.model.kernels())  # it is the plain path
+    disagreement = 0.0 if alone else differs(engine, plain, config.vocab_size, device)
+    del plain, ours  # where it isn't the engine only the weights stay, which are shared
     if not disagreement <= DISAGREEMENT[dtype]:
         note = f"logits differ from the plain path's by {disagreement:.3f} of their spread: wrong, so not timed"
         yield about | {"test": "all", "batch": None, "context": 0, "status": REFUSED, "note": note}
@@ -95,13 +102,13 @@ def run(
         if test.prompt + test.new > limit:
             yield row | {"status": LEFT_OUT, "note": f"the model's context is {limit}"}
             continue
-        needed = rate.seconds(test) * (repeats + 1)
-        if time.time() + needed > until:
+        needed = rate.seconds(test) * (1 + min(repeats, LEAST))
+        if needed > clock.left:
             note = "the time of this run is up" if needed < 1 else f"would take some {needed:.0f} s, more than this run has left"
             yield row | {"status": LEFT_OUT, "note": f"{note}; --minutes gives more"}
             continue
         try:
-            figures = measure(engine, test, repeats, config.vocab_size, meters, rate)
+            figures = yield from measure(engine, test, repeats, config.vocab_size, meters, rate, clock)
         except (GraniteError, torch.OutOfMemoryError, MemoryError) as error:
             meters.forget()
             yield row | {"status": LEFT_OUT, "note": first_line(error)}
@@ -118,7 +125,7 @@ def run(
 
 def differs(engine: Engine, plain: Ours, vocab: int, device: torch.device) -> float:
     """The root mean square difference of the logits of a short text, over their standard deviation."""
-    ids = random_ids(1, 24, vocab, device)
+    ids = random_ids(1, VERIFIED[device.type], vocab, device)
     with torch.no_grad():
         actual, expected = engine.logits(ids).float(), plain.logits(ids).float()
     return ((actual - expected).square().mean().sqrt() / expected.std()).item()
@@ -127,6 +134,24 @@ def differs(engine: Engine, plain: Ours, vocab: int, device: torch.device) -> fl
 def random_ids(batch: int, tokens: int, vocab: int, device: torch.device, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(min(FIRST_ID, vocab // 2), vocab, (batch, tokens), generator=generator).to(device)
+
+
+class Clock:
+    """The time of an engine: until when it may measure, put off by what it waits for its turn."""
+
+    def __init__(self, until: float, turns: bool = False) -> None:
+        self.until, self.turns = until, turns
+
+    @property
+    def left(self) -> float:
+        return self.until - time.time()
+
+    def turn(self) -> Iterator[Row]:
+        """Lets the others go first."""
+        if self.turns:
+            begun = time.time()
+            yield TURN
+            self.until += time.time() - begun
 
 
 class Rates:
@@ -139,14 +164,16 @@ class Rates:
         return self.prompt * test.batch * test.prompt + self.step * test.new
 
     def learn(self, test: Test, first: float, steps: float) -> None:
-        if test.prompt > 32:
+        if test.prompt >= 32:
             self.prompt = first / (test.batch * test.prompt)
         if test.new > 1:
             self.step = steps / (test.new - 1)
 
 
-def measure(engine: Engine, test: Test, repeats: int, vocab: int, meters: Meters, rate: Rates) -> Row:
-    """The figures of one test over `repeats` requests, after one that warms up: a short one where nothing is compiled."""
+def measure(engine: Engine, test: Test, repeats: int, vocab: int, meters: Meters, rate: Rates, clock: Clock) -> Generator[Row, None, Row]:
+    """Yields TURNs and returns the figures of one test over `repeats` requests, fewer where time runs out, after one that warms up: a
+    short one where nothing is compiled.
+    """
     ids = random_ids(test.batch, test.prompt, vocab, meters.device)
     if engine.compiles:
         engine.run(ids, test.new)
@@ -154,7 +181,10 @@ def measure(engine: Engine, test: Test, repeats: int, vocab: int, meters: Meters
         engine.run(ids[:, :64], min(test.new, 2))
     meters.start()
     firsts, speeds, windows, energy = [], [], [], []
-    for _ in range(repeats):
+    for number in range(repeats):
+        if number >= LEAST and rate.seconds(test) > clock.left:
+            break
+        yield from clock.turn()
         meters.wait()
         joules, begun = meters.joules(), time.perf_counter()
         moments = engine.run(ids, test.new)
@@ -174,7 +204,7 @@ def measure(engine: Engine, test: Test, repeats: int, vocab: int, meters: Meters
     figures: Row = {
         "tokens_per_second": statistics.mean(speeds),
         "deviation": statistics.stdev(speeds) if len(speeds) > 1 else None,
-        "repeats": repeats,
+        "repeats": len(speeds),
         "ttft_ms": 1e3 * statistics.median(firsts),
         **meters.memory(),
     }

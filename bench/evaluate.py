@@ -40,11 +40,11 @@ def ours(source: str | Path, **options: Any) -> Any:
 
 
 def theirs(source: str | Path, dtype: str) -> Any:
-    """transformers' model of the same files."""
+    """transformers' model of the same files; `dtype` "auto" is the checkpoint's."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    path, kind = Path(source), getattr(torch, dtype)
+    path, kind = Path(source), dtype if dtype == "auto" else getattr(torch, dtype)
     if path.suffix == ".gguf":
         return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=kind).eval()
     return AutoModelForCausalLM.from_pretrained(source, dtype=kind).eval()

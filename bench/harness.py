@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -219,6 +220,7 @@ def measure(case: Case, roof: Roof, *, budget: float, leave_out: dict[str, str] 
     left = leave_out or {}
     with exact_float32(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of compilers, about code that isn't theirs
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         try:
             wide = widen(case.inputs)
             exact = call(case, case.reference, wide)

@@ -6,6 +6,7 @@ On a GPU each file of operations runs in a process of its own: a kernel that fau
 from __future__ import annotations
 
 import importlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,15 +18,17 @@ from granite_kernels.errors import GraniteError
 from granite_kernels.weight import DENSE
 
 from .child import stream
-from .harness import COMPILED, Case, first_line, measure
+from .harness import COMPILED, EAGER, OURS, Case, first_line, measure
 from .roof import Roof, measure_roof
-from .rows import ERROR, LEFT_OUT, Row
+from .rows import ERROR, LEFT_OUT, OK, Row, key
 from .shapes import Setting
 
 FILES = ("linear", "attention_decode", "attention", "moe", "norm", "rope", "swiglu", "embed", "sample")
 FORMATS = {"q4_k_m": "q4_k", "int4": "int4_g128", "none": DENSE}  # what a matrix of the model's format is stored as
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARES = {"linear": 6, "moe": 3}  # of the time, against 1: where most is to be measured
+LONG = "attention_decode"  # what is measured at every context ...
+SLOTS = {"cpu": 1 << 14, "cuda": 1 << 18}  # ... of at most so many slots in all sequences together
 TIMING = 0.3  # seconds an implementation
 
 
@@ -55,13 +58,15 @@ def run(
     ops: Sequence[str] = (),
     tokens: Sequence[int] = (),
     formats: Sequence[str] = (),
-    context: int = 1024,
+    contexts: Sequence[int] = (),
     dtype: str | None = None,
     device: str | None = None,
     quick: bool = False,
     minutes: float | None = None,
+    done: Sequence[tuple[Any, ...]] = (),
 ) -> Iterator[Row]:
-    """Rows of the roof and of all operations, as they are measured. What is left empty is chosen for the device.
+    """Rows of the roof and of all operations, as they are measured. What is left empty is chosen for the device. `done`: keys of rows
+    that are there already; operations whose eager row is one aren't measured again.
 
     Raises GraniteError for unknown names before anything is measured.
     """
@@ -76,6 +81,7 @@ def run(
     files = files_of(ops)
     tokens = tuple(tokens) or ((1,) if quick else (1, 8, 512 if on_gpu else 64))
     formats = tuple(formats) or (DENSE,)
+    contexts = tuple(contexts) or ((1024,) if quick else (1024, 16384, 131072) if on_gpu else (1024, 16384))
     seconds = 60 * (minutes or (0.7 if quick else (8 if on_gpu else 4)))
     until = time.monotonic() + seconds
     roof = measure_roof(where, DTYPES[dtype], quick=quick)
@@ -90,12 +96,13 @@ def run(
             ops=names,
             tokens=list(tokens),
             formats=list(formats),
-            context=context,
+            contexts=list(contexts),
             dtype=dtype,
             device=str(where),
             quick=quick,
             roof=[roof.copy, roof.read, roof.matmul],
             until=time.monotonic() + share,
+            done=[list(one) for one in done if one[0] == "kernel"],
         )
         if on_gpu:
             failed = {"kind": "kernel", "op": file, "size": "", "tokens": 0, "format": "", "dtype": dtype, "implementation": ""}
@@ -111,31 +118,45 @@ def run_file(
     ops: Sequence[str],
     tokens: Sequence[int],
     formats: Sequence[str],
-    context: int,
+    contexts: Sequence[int],
     dtype: str,
     device: str,
     quick: bool,
     roof: Sequence[float],
     until: float,
+    done: Sequence[Sequence[Any]] = (),
 ) -> Iterator[Row]:
     """The rows of one file of operations."""
+    known = frozenset(map(tuple, done))
     config, where = GraniteConfig.preset(preset), torch.device(device)
     left = {}
     if quick:
         left[COMPILED] = "--quick: compiling takes longer than measuring"
-    for count in tokens:
-        for name in formats:
+    for count, context, name in itertools.product(tokens, contexts if file == LONG else contexts[:1], formats):
+        if context == contexts[0] or count * context <= SLOTS[where.type]:
             setting = Setting(config, count, context, FORMATS.get(name, name), where, DTYPES[dtype])
-            yield from run_setting(file, setting, ops, Roof(*roof), left, until, 0.1 if quick else TIMING, first=name == formats[0])
+            yield from run_setting(
+                file, setting, ops, Roof(*roof), left, until, 0.1 if quick else TIMING, first=name == formats[0], done=known
+            )
 
 
 def run_setting(
-    file: str, setting: Setting, ops: Sequence[str], roof: Roof, left: dict[str, str], until: float, budget: float, *, first: bool
+    file: str,
+    setting: Setting,
+    ops: Sequence[str],
+    roof: Roof,
+    left: dict[str, str],
+    until: float,
+    budget: float,
+    *,
+    first: bool,
+    done: frozenset[tuple[Any, ...]] = frozenset(),
 ) -> Iterator[Row]:
-    """The rows of a file at one size; what takes no matrix only with the `first` format."""
+    """The rows of a file at one size; what takes no matrix only with the `first` format. Not of what is `done`, by the keys of its rows."""
+    needed = (EAGER,) if setting.device.type == "cpu" else (EAGER, OURS)  # ours comes right after eager
     try:
         for case in cases(file, setting, ops):
-            if not (first or case.packs):
+            if not (first or case.packs) or all(key(case.row(name, OK)) in done for name in needed):
                 continue
             if time.monotonic() > until:
                 yield case.row("all", LEFT_OUT, note="the time of this run is up; --minutes gives more")

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ METHOD = (
     "Results are verified before they are timed: error against float64 at most twice eager PyTorch's plus one unit in the last place. "
     "GPU kernels: CUDA graphs that rotate over copies of the inputs beyond three times the last cache, median and 20th to 80th "
     "percentile of the replays. CPU: perf_counter, implementations in turns. End to end: wall clock of whole requests, mean and "
-    "deviation of the repeats after one warm-up; greedy, nothing stops early. Roofs are measured in the same run."
+    "deviation of the repeats after a warm-up; greedy, nothing stops early; every implementation in a process of its own with the same "
+    "weights, dtype, prompts, numbers of tokens and threads, on a CPU in turns, request by request. Roofs are measured in the same run."
 )
 
 
@@ -52,6 +54,30 @@ def header(device: torch.device, **more: Any) -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
         found["gpu"] = gpu_facts(device)
     return found | more
+
+
+class Busy:
+    """How much of the processors other programs use between its making and `others` (Linux; elsewhere nobody tells)."""
+
+    def __init__(self) -> None:
+        self._begun, self._before = time.monotonic(), self._seconds()
+
+    def others(self) -> float | None:
+        """Processors on average that other programs kept busy, or that a host took away."""
+        after = self._seconds()
+        if self._before is None or after is None:
+            return None
+        return round(max(after - self._before, 0.0) / max(time.monotonic() - self._begun, 1e-3), 2)
+
+    @staticmethod
+    def _seconds() -> float | None:
+        """Seconds of all processors that were spent neither idle nor on this process and those that it has started and ended."""
+        try:
+            told = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        except (OSError, ValueError):
+            return None
+        idle, own = told[3] + told[4], os.times()
+        return (sum(told) - idle) / os.sysconf("SC_CLK_TCK") - own.user - own.system - own.children_user - own.children_system
 
 
 def cpu_name() -> str:

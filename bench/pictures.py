@@ -12,7 +12,7 @@ from typing import Any
 from .engines import ACCELERATED, FAST_DECODE, STATIC, TRANSFORMERS
 from .harness import COMPILED, EAGER, OURS
 from .others import LLAMA
-from .rivals import CUBLAS, LIGER, PLAIN, SDPA
+from .rivals import CUBLAS, GROUPED, LIGER, PLAIN, SDPA
 from .rows import OK, Row
 
 INK, MUTED, GRID, PAPER = "#1b1b1a", "#63625d", "#e4e3de", "#ffffff"
@@ -29,6 +29,7 @@ COLOURS = {
     LLAMA: PURPLE,
     LIGER: PURPLE,
     CUBLAS: GREY,
+    GROUPED: RED,
     SDPA: RED,
 }
 OURS_SHADES = (BLUE, "#123f8c", "#00a3b5", "#6ea8ff", "#5b4bd1", "#9db8e8")
@@ -127,11 +128,10 @@ def speed(pyplot: Any, header: dict[str, Any], rows: Sequence[Row]) -> Any:
                 capsize=3,
             )
             lines.setdefault(name, line)
-        axis.set(xlabel=label, ylim=(0, None), xlim=(-0.4, len(ticks) - 0.6))
+        axis.set(xlabel=label, ylabel="tokens/s", ylim=(0, None), xlim=(-0.4, len(ticks) - 0.6))
         axis.set_xticks(range(len(ticks)), [_short(value) for value in ticks])
         axis.grid(axis="x", visible=False)
     if lines:
-        (axes[0] if len(panels) > 1 else axes).set_ylabel("tokens/s")
         figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=9)
     subtitle(figure, f"Tokens a second, {speeds[0]['model']}", header)
     return figure

@@ -16,6 +16,7 @@ from .harness import AbsentError, Inputs, Rival
 from .shapes import Setting
 
 PLAIN, CUBLAS, SDPA, LIGER = "granite-kernels, plain PyTorch", "cuBLAS product", "SDPA", "Liger"
+GROUPED = "F.grouped_mm"
 
 
 def liger(name: str, adapt: Callable[[Inputs], Inputs] | None = None, *, whole: bool = True, **keywords: Any) -> Rival:
@@ -76,3 +77,21 @@ def sdpa(setting: Setting) -> Rival:
         return F.scaled_dot_product_attention(q, k, v, **keywords).transpose(1, 2)
 
     return Rival(SDPA, lambda: attend, adapt)
+
+
+def grouped(experts: int, run: Callable[..., Tensor]) -> Rival:
+    """PyTorch's grouped product, which transformers' experts run on too. `run` gets the product as a function (x [choices, columns]
+    sorted by expert, matrices [experts, rows, columns], chosen), and the matrices in the place of the operation's weight.
+    """
+
+    def product(x: Tensor, matrices: Tensor, chosen: Tensor) -> Tensor:
+        counts = torch.zeros(experts, dtype=torch.int32, device=x.device)
+        counts.scatter_add_(0, chosen.flatten().long(), torch.ones_like(chosen, dtype=torch.int32).flatten())
+        return F.grouped_mm(x, matrices.transpose(-2, -1), offs=counts.cumsum(0).int())
+
+    def adapt(inputs: Inputs) -> Inputs:
+        x, weight, *rest = inputs.args
+        matrix = dense_matrix(weight.parts[0], x.dtype).detach()
+        return Inputs((x, matrix.view(experts, -1, matrix.shape[1]), *rest), inputs.keywords)
+
+    return Rival(GROUPED, lambda: lambda *args, **keywords: run(product, *args, **keywords), adapt)

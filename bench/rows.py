@@ -37,11 +37,15 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 class Recorder:
-    """Collects the rows of a run and keeps its file up to date. `path` None: in memory only; `show` sees each row as it comes."""
+    """Collects the rows of a run and keeps its file up to date. `path` None: in memory only; `show` sees each row as it comes; `rows`
+    are there already.
+    """
 
-    def __init__(self, header: dict[str, Any], path: Path | None = None, show: Callable[[Row], None] | None = None) -> None:
+    def __init__(
+        self, header: dict[str, Any], path: Path | None = None, show: Callable[[Row], None] | None = None, rows: Iterable[Row] = ()
+    ) -> None:
         self.header, self.path, self.show = header, path, show
-        self.rows: list[Row] = []
+        self.rows: list[Row] = list(rows)
         self._write()
 
     def add(self, row: Row) -> None:
@@ -58,6 +62,11 @@ class Recorder:
     def take(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.add(row)
+
+    def tell(self, **facts: Any) -> None:
+        """Add to the header what is known only now."""
+        self.header |= facts
+        self._write()
 
     def _write(self) -> None:
         if self.path is not None:

@@ -13,7 +13,20 @@ from torch import Tensor
 
 from granite_kernels import formats
 from granite_kernels.launch import DECODE_TOKENS
-from granite_kernels.weight import DENSE, Weight
+from granite_kernels.weight import DENSE, Part, Weight
+
+# of formats that nothing here quantizes to: where the float16 scales stand in a file's block
+SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q5_k": (0, 2)}
+
+
+def random_blocks(format: str, rows: int, columns: int) -> Tensor:
+    """Blocks uint8 [rows, row_bytes] of a format in SCALES: any codes, and scales of a hundredth."""
+    found = formats.get_gguf(format)
+    size = (rows, columns // found.block, found.block_bytes)
+    blocks = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(rows))
+    for place in SCALES[format]:
+        blocks[..., place : place + 2] = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+    return blocks.view(rows, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +63,9 @@ class Setting:
         matrix = self.normal(rows, columns, scale=columns**-0.5, seed=rows)
         if self.format == DENSE:
             return Weight.dense(matrix)
-        from granite_kernels.weight import Part
-
+        if self.format in SCALES:
+            blocks = random_blocks(self.format, rows, columns).to(self.device)
+            return Weight(Part(self.format, formats.get_gguf(self.format).pack(blocks, (rows, columns)), (rows, columns)))
         return Weight(Part(self.format, formats.get(self.format).quantize(matrix), (rows, columns)))
 
 

@@ -37,9 +37,15 @@ def spread(name: str, low: str, high: str) -> Cell:
 
 
 def plus_minus(name: str, deviation: str, pattern: str = "{:,.2f}") -> Cell:
-    return lambda row: (
-        f"{pattern.format(row[name])} ± {pattern.format(row.get(deviation) or 0.0)}" if isinstance(row.get(name), int | float) else "-"
-    )
+    """A mean and its deviation; the figure alone where it was measured once, and a dash where not at all."""
+
+    def cell(row: Row) -> str:
+        if not isinstance(row.get(name), int | float):
+            return "-"
+        spread = row.get(deviation)
+        return pattern.format(row[name]) + (f" ± {pattern.format(spread)}" if spread is not None else "")
+
+    return cell
 
 
 def unmeasured(rows: Iterable[Row], subject: Cell) -> tuple[str, ...]:
@@ -209,6 +215,9 @@ def header_lines(header: dict[str, Any]) -> list[str]:
         if "clocks.max.sm" in gpu
         else None,
         "CPU": f"{header['cpu']}, {header['cores']} cores, {header['threads']} threads used, load {header['load']} at the start",
+        "shared with": f"other programs, which kept {header['others']:.2f} of the {header['cores']} cores busy during this run"
+        if header.get("others") is not None and header["kind"] == "cpu"
+        else None,
         "versions": ", ".join(f"{name} {version}" for name, version in header["versions"].items()),
         "commit": header["commit"],
         "date": header["date"],

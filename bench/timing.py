@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 COLD = 3  # times the last cache: what a rotation has to exceed
-MOST_COPIES = 64  # of small inputs, which the model finds in the cache, too
+MOST_COPIES = 256  # of small inputs, which the model finds in the cache, too
 MOST_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of all copies
 Run = Callable[[int], object]  # one call, on the inputs' copy of that number
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from granite_kernels.bench import end_to_end, engines, run, startup
-from granite_kernels.bench.child import stream
+from granite_kernels.bench.child import in_turns, stream
 from granite_kernels.bench.harness import OURS
 from granite_kernels.bench.meters import Meters
 from granite_kernels.bench.others import LLAMA, llama_bench
+from granite_kernels.bench.roof import Roof
 from granite_kernels.bench.rows import Row
 
 from granite_kernels import GraniteForCausalLM
@@ -31,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(folder: Path, implementation: str, tests: list[end_to_end.Test] = TESTS, **changes: Any) -> list[Row]:
-    arguments: dict[str, Any] = dict(options={"device": "cpu"}, repeats=2, bandwidth=1e10, until=time.time() + 60) | changes
+    arguments: dict[str, Any] = dict(options={"device": "cpu"}, repeats=2, bandwidth=1e10, seconds=60) | changes
     lists = run.as_lists(tests)
     return list(end_to_end.run(implementation=implementation, model=str(folder), label="tiny", tests=lists, **arguments))
 
@@ -79,7 +81,7 @@ def test_what_is_too_large_or_too_long_is_left_out_and_said(folder: Path) -> Non
     beyond = end_to_end.plan((), 5, (4096,), (1,))
     (row,) = rows_of(folder, OURS, beyond)
     assert row["status"] == "left out" and row["note"] == "the model's context is 2048"
-    rows = rows_of(folder, OURS, until=time.time() - 1)
+    rows = rows_of(folder, OURS, seconds=-1)
     assert {(row["status"], row["note"][:31]) for row in rows} == {("left out", "the time of this run is up; --m")}
     (row,) = rows_of(folder, OURS, options={"device": "cpu", "quantization": "q9"})
     assert row["status"] == "left out" and "q9" in row["note"]
@@ -105,6 +107,12 @@ def test_start_up_is_told_apart(folder: Path) -> None:
 
 CHILD = """
 import sys, time
+def turning(upto):
+    for number in range(upto):
+        yield {"kind": "turn"}
+        yield {"begun": time.monotonic()}
+        time.sleep(0.2)
+        yield {"ended": time.monotonic()}
 def counting(upto):
     for number in range(upto):
         yield {"number": number}
@@ -125,12 +133,34 @@ def test_a_process_keeps_the_rows_it_made(tmp_path: Path, entry: str, status: st
     file = tmp_path / "entries.py"
     file.write_text(CHILD)
     begun = time.monotonic()
-    rows = list(stream(f"{file}:{entry}", {"upto": 2}, timeout=6 if entry == "endless" else 60, failed={"number": -1}))
+    rows = list(stream(f"{file}:{entry}", {"upto": 2}, timeout=3 if entry == "endless" else 60, failed={"number": -1}))
     assert rows[:2] == [{"number": 0}, {"number": 1}] and time.monotonic() - begun < 40
     if status is None:
         assert len(rows) == 2
     else:
         assert rows[2]["status"] == status and rows[2]["note"].startswith(note)
+
+
+def test_processes_take_turns_and_waiting_costs_them_no_time(tmp_path: Path) -> None:
+    file = tmp_path / "entries.py"
+    file.write_text(CHILD)
+    both = [stream(f"{file}:turning", {"upto": 3}, timeout=30, failed={"kind": name}) for name in ("a", "b")]
+    rows = list(in_turns(both))
+    assert [next(iter(row)) for row in rows] == ["begun", "ended"] * 6  # nobody works while another one does
+    ends = [(a["begun"], b["ended"]) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(ends))
+
+
+def test_engines_take_turns_where_all_of_them_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [(OURS, ""), (engines.TRANSFORMERS, ""), (engines.STATIC, "")]
+    monkeypatch.setattr(run, "available", lambda device: 100)
+    assert run.together(jobs, 20) == [jobs[:2], jobs[2:]]
+    assert run.together(jobs, 21) == [[job] for job in jobs]
+    monkeypatch.setattr(run, "fits", lambda need, device: False)
+    monkeypatch.setattr(run, "measure_roof", lambda *_, **__: Roof(1, 1, 1))
+    monkeypatch.setattr(run, "_speed", lambda *_: iter(()))
+    rows = run.run(run.Plan("random:3.1-2b", device="cpu", quick=True))
+    assert [row["note"][:12] for row in rows if row.get("implementation") == engines.TRANSFORMERS] == ["needs some 5"]
 
 
 def test_llama_cpp_is_asked_by_its_own_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +182,6 @@ def test_llama_cpp_is_asked_by_its_own_benchmark(tmp_path: Path, monkeypatch: py
     assert row["note"] == "llama.cpp reads GGUF files only"
     program.write_text(f"#!{sys.executable}\nraise SystemExit(3)\n")
     assert {row["status"] for row in llama_bench("model.gguf", "m", TESTS, **arguments)} == {"error"}
-
-
-def test_the_gpu_run_says_where_there_is_none() -> None:
-    done = subprocess.run([sys.executable, "-m", "granite_kernels.bench.gpu"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("no GPU") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -196,7 +221,9 @@ class Recorded:
 def test_what_compiles_does_so_before_it_is_timed(compiles: bool) -> None:
     engine = Recorded(compiles=compiles)
     test = end_to_end.Test("tg8", 1, 100, 100, 9)
-    end_to_end.measure(engine, test, 2, 1000, Meters(torch.device("cpu")), end_to_end.Rates())
+    clock = end_to_end.Clock(time.time() + 60, turns=True)
+    measured = end_to_end.measure(engine, test, 2, 1000, Meters(torch.device("cpu")), end_to_end.Rates(), clock)
+    assert [row["kind"] for row in measured] == ["turn"] * 2  # before each request that is timed, and not before the warm-up
     assert engine.asked[1:] == [(100, 9)] * 2
     assert (engine.asked[0] == (100, 9)) == compiles
 
