@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .profiling import Phase, Profile
     from .roof import Roof
 
+LARGE = 10**9  # parameters that a token uses: on a CPU a few tokens take a minute then
 KERNELS = 12  # rows of the table by kernel; --json has all
 EAGER = {
     "cuda": "Kernels are those of eager passes: a captured step replays the same ones, but launches none that could be asked whose it is.",
@@ -27,22 +28,30 @@ ROOF = "roof: the least time that the measured roof leaves for these bytes and o
 
 @click.command("profile")
 @click.argument("model", metavar="MODEL")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=8, show_default=True, help="One more than the decode steps.")
+@click.option("--prompt-tokens", type=click.IntRange(1), help="Default: 256; 32 for a large model on a CPU.")
+@click.option("--new-tokens", type=click.IntRange(2), help="One more than the decode steps. Default: 8; 4 for a large model on a CPU.")
 @click.option("--trace", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Timeline for ui.perfetto.dev.")
 @click.option("--proton", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Triton's own profile; needs a GPU.")
 @click.option("--nvtx", is_flag=True, help="No profiler and no tables: the ranges alone, for Nsight around it; needs a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @with_options(MODEL)
 def profile(
-    model: str, prompt_tokens: int, new_tokens: int, trace: Path | None, proton: Path | None, nvtx: bool, as_json: bool, **values: Any
+    model: str,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    trace: Path | None,
+    proton: Path | None,
+    nvtx: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Profile one prefill and some decode steps of MODEL: time, bytes and share of the roof by role and by kernel."""
+    from granite_kernels.model.progress import loading_bar
     from granite_kernels.model.sources import open_model
 
     from granite_kernels.errors import GraniteError
 
-    from .profiling import check, mark
+    from .profiling import STEPS, check, mark
     from .profiling import profile as run
     from .proton import record
 
@@ -54,10 +63,13 @@ def profile(
     if nvtx:
         check("--nvtx")
     loaded = open_model(model, **model_options(values))
+    short = loaded.device.type == "cpu" and loaded.config.active_parameters() > LARGE
+    prompt_tokens, new_tokens = prompt_tokens or (32 if short else 256), new_tokens or (4 if short else 8)
     if nvtx:
         mark(loaded, prompt_tokens, new_tokens)
         return
-    found = run(loaded, prompt_tokens, new_tokens, trace)
+    with loading_bar(STEPS, "profiling") as bar:
+        found = run(loaded, prompt_tokens, new_tokens, trace, bar)
     files = {"trace": trace, "proton": record(loaded, prompt_tokens, new_tokens, proton) if proton is not None else None}
     if as_json:
         told = {"model": model, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, **plain(loaded, found)}

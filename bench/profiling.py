@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from granite_kernels.errors import GraniteError
 from .attribution import PHASES, Launch, Spent, by_kernel, by_role, passes, pieces
 from .roles import Scope, Watch, launches, ranges
 from .roof import Roof, measure_roof
+
+STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,15 @@ class Profile:
     phases: tuple[Phase, ...]
 
 
-def profile(model: GraniteForCausalLM, prompt_tokens: int, new_tokens: int, trace: Path | None = None) -> Profile:
-    """Profile a request of one row. `trace`: where the timeline goes, which Perfetto and chrome://tracing read.
+def profile(
+    model: GraniteForCausalLM,
+    prompt_tokens: int,
+    new_tokens: int,
+    trace: Path | None = None,
+    advance: Callable[[str], None] = lambda name: None,
+) -> Profile:
+    """Profile a request of one row. `trace`: where the timeline goes, which Perfetto and chrome://tracing read; `advance` is called STEPS
+    times, as the work goes on.
 
     Raises GraniteError where the request doesn't fit the model's context, or has no decode step.
     """
@@ -65,11 +74,14 @@ def profile(model: GraniteForCausalLM, prompt_tokens: int, new_tokens: int, trac
         _warm(model, ids, new_tokens)
     model.generate(ids, max_new_tokens=new_tokens, eos_token_id=[])
     plain = {"prefill": model.last_stats.prompt_seconds, "decode": model.last_stats.generation_seconds}
+    advance("as generate does it")
     roof = measure_roof(model.device, model.dtype, quick=True)
+    advance("roof")
     told: list[Launch] = []
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if cuda else [])]
     with torch.profiler.profile(activities=activities) as profiler:
         watch = request(model, ids, new_tokens, ranges(cuda), told)
+    advance("under the profiler")
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     events = profiler.events()
@@ -79,6 +91,7 @@ def profile(model: GraniteForCausalLM, prompt_tokens: int, new_tokens: int, trac
         seconds = passes(events, name)
         roles, kernels = by_role(name, found, watch.calls), by_kernel(name, found, watch.calls, told)
         phases.append(Phase(name, len(seconds), plain[name], sum(seconds), tuple(roles), tuple(kernels)))
+    advance("events")
     return Profile(roof, tuple(phases))
 
 

@@ -187,8 +187,8 @@ def test_launches_are_heard_within_and_not_after() -> None:
 
 
 def test_the_command_prints_json_and_writes_a_timeline(tmp_path: Path) -> None:
-    trace = tmp_path / "trace.json"
-    arguments = ["profile", "demo", "--prompt-tokens", "20", "--new-tokens", "3", "--json", "--trace", str(trace)]
+    trace, folder = tmp_path / "trace.json", tiny.save(tiny.make(), tmp_path / "model")
+    arguments = ["profile", str(folder), "--prompt-tokens", "20", "--new-tokens", "3", "--json", "--trace", str(trace)]
     found = json.loads(CliRunner().invoke(cli, arguments).stdout)
     assert [phase["phase"] for phase in found["phases"]] == ["prefill", "decode"]
     assert {role["role"] for phase in found["phases"] for role in phase["roles"]} <= set(ROLES)
