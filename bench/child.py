@@ -59,7 +59,7 @@ def stream(
                 child.stdin.flush()
         code = child.wait()
         listener.join(1)
-        if alarm.rung():
+        if code and alarm.rung():
             yield {**failed, "status": LEFT_OUT, "note": f"stopped after {timeout:.0f} s: the time of this run is up"}
         elif code:
             last = next((line.strip() for line in reversed(said) if line.strip()), f"exit code {code}")
