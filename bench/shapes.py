@@ -20,12 +20,12 @@ SCALES = {"q4_0": (0,), "q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q3_k"
 
 
 def random_blocks(format: str, rows: int, columns: int) -> Tensor:
-    """Blocks uint8 [rows, row_bytes] of a format in SCALES: any codes, and scales of a hundredth."""
+    """Blocks uint8 [rows, row_bytes] of a format in SCALES: any codes, and scales of a thousandth."""
     found = formats.get_gguf(format)
     size = (rows, columns // found.block, found.block_bytes)
     blocks = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(rows))
     for place in SCALES[format]:
-        blocks[..., place : place + 2] = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+        blocks[..., place : place + 2] = torch.tensor([0.001], dtype=torch.float16).view(torch.uint8)
     return blocks.view(rows, -1)
 
 

@@ -17,7 +17,7 @@ from granite_kernels.bench import compare, kernels, report
 from granite_kernels.bench.harness import COMPILED, EAGER, OURS, Case, Rival, measure
 from granite_kernels.bench.roof import Roof
 from granite_kernels.bench.rows import Recorder, Row, key, load, save, to_csv
-from granite_kernels.bench.shapes import Setting, step_bytes
+from granite_kernels.bench.shapes import SCALES, Setting, step_bytes
 from granite_kernels.model.cli import guarded
 from granite_kernels.model.cli import main as command_line
 from granite_kernels.model.config import GraniteConfig
@@ -25,6 +25,7 @@ from granite_kernels.model.config import GraniteConfig
 from granite_kernels.errors import GraniteError
 from granite_kernels.kernels.norm import _cost as norm_cost
 from granite_kernels.linear.operations import _cost as linear_cost
+from granite_kernels.weight import dense_matrix
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -235,6 +236,24 @@ def test_markdown_csv_and_pictures_come_from_the_same_rows(tmp_path: Path) -> No
     assert len((tmp_path / "device.csv").read_text().splitlines()) == 1 + len(ROWS)
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
     assert to_csv(ROWS).splitlines()[0].startswith("kind,what,status")
+
+
+def test_attention_is_measured_at_every_context_that_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SLOTS", {"cpu": 80})
+    monkeypatch.setattr(kernels, "measure", lambda case, *_, **__: [case.row(EAGER, "ok")])
+    arguments: dict[str, Any] = dict(preset="3.1-2b", ops=(), formats=("none",), contexts=(20, 40, 80), dtype="float32", device="cpu")
+    monkeypatch.setattr(GraniteConfig, "preset", lambda name: SMALL_CONFIG)
+    for file, wanted in (("attention_decode", [(1, 20), (1, 40), (1, 80), (8, 20)]), ("rope", [(1, 0), (8, 0)])):
+        rows = list(kernels.run_file(file=file, tokens=(1, 8), quick=False, roof=(1, 1, 1), until=math.inf, **arguments))
+        slots = [int(row["size"].split()[-2]) if file == "attention_decode" else 0 for row in rows]
+        assert list(zip((row["tokens"] for row in rows), slots, strict=True)) == wanted
+
+
+@pytest.mark.parametrize("format", sorted(SCALES))
+def test_formats_that_nothing_quantizes_to_have_finite_random_weights(format: str) -> None:
+    weight = dataclasses.replace(setting(), format=format).weight(8, 256)
+    values = dense_matrix(weight.parts[0], torch.float32)
+    assert values.isfinite().all() and 0.001 < values.std() < 1
 
 
 def test_the_readme_is_what_the_committed_results_say() -> None:
