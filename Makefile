@@ -1,6 +1,5 @@
 # make demo     set up, then chat with a real model on this machine
 # make test     set up, then the test suite
-# make thorough the tests of it that take minutes: whole vocabularies, every decode launch
 # make quick    the part of it to run all the time
 # make check    format, lint and types
 # make bench    benchmarks that run here
@@ -19,19 +18,16 @@ TREE := build/tree
 # the safe path leaves out the checkout itself, whose granite_kernels lacks model/ and bench/
 FROM_TREE = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH}
 
-.PHONY: demo test thorough quick check bench examine gpu tree clean
+.PHONY: demo test quick check bench examine gpu tree clean
 
 demo: $(VENV)/.demo
 	$(BIN)/granite-kernels generate demo --prompt "Name the capital of France and one fact about it." --max-new-tokens 64
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not thorough"
-
-thorough: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m thorough
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not thorough"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(VENV)/.test tree
 	$(BIN)/ruff format --check .

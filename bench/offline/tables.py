@@ -129,5 +129,12 @@ def markdown(reports: Sequence[Report], missing: int = 0) -> str:
     for report in reports:
         lines += [f"## {title(report)}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join(row(launch)) + " |" for launch in report.launches]
-        lines += ["", judgement(report), "", f"- {issue_bound(report)}", *(f"- {total(report, card)}" for card in cards_of(report.arch)), ""]
+        lines += [
+            "",
+            judgement(report),
+            "",
+            f"- {issue_bound(report)}",
+            *(f"- {total(report, card)}" for card in cards_of(report.arch)),
+            "",
+        ]
     return "\n".join(lines)

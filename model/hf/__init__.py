@@ -16,7 +16,6 @@ from typing import Any
 
 from granite_kernels.errors import GraniteError
 
-
 OLDEST = (5, 15)  # of transformers that the seams were tried with
 
 
