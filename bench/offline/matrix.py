@@ -26,7 +26,7 @@ from .steps import UNQUANTIZED
 
 RESULTS = Path(__file__).parents[1] / "results"
 DENSE, EXPERTS = ("3.1-2b", "3.1-8b"), ("3.1-1b-a400m", "3.1-3b-a800m")
-FORMATS = ("q4_k", "q8_0", "q6_k", "int4", "q5_k")
+FORMATS = ("q4_k", "q8_0", "q6_k", "int4_g128", "q5_k")
 ARCHITECTURES = (90, 80, 120, 86, 89, 100)  # what is most used first
 Cell = tuple[Case, int]
 
