@@ -30,7 +30,7 @@ from .rows import LEFT_OUT, Row
 NEEDS_A_GPU = "needs a GPU: Triton's kernels, the captured step, each packed format's speed, memory of the device, energy"
 LARGE = "a model of this size takes minutes to compile and to start on a CPU; --implementation and --minutes measure it all the same"
 ROOM = 0.4  # of the memory that is free, for all that take turns
-GRACE = 10  # seconds a process may take beyond its share
+GRACE = 10  # seconds that a process may take beyond its share at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,9 @@ def _speed(
         seconds=seconds,
         turns=turns,
     )
-    yield from stream(f"{__package__}.end_to_end:run", arguments, timeout=seconds + GRACE, failed=_unmeasured(given, name, form))
+    yield from stream(
+        f"{__package__}.end_to_end:run", arguments, timeout=seconds + min(GRACE, seconds / 5), failed=_unmeasured(given, name, form)
+    )
 
 
 def _unmeasured(given: Plan, name: str, form: str) -> Row:
