@@ -75,11 +75,5 @@ def closing_line(model: GraniteForCausalLM, figures: dict[str, float | int]) -> 
 
 
 def step_bytes(model: GraniteForCausalLM, context: float) -> float:
-    """Bytes that decoding one token reads with `context` tokens in the cache: the weights that it touches, keys and values.
-
-    Of a mixture of experts these are the chosen experts; an embedding that isn't the head as well gives one row.
-    """
-    config = model.config
-    touched = config.active_parameters() - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
-    weights = model.memory().weights * touched / config.parameters()
-    return weights + context * config.cache_bytes_per_token(model.dtype)
+    """Bytes that decoding one token reads with `context` tokens in the cache: the weights that it touches, keys and values."""
+    return model.memory().active + context * model.config.cache_bytes_per_token(model.dtype)

@@ -50,10 +50,14 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
             listing.add_row(row["name"], "x".join(map(str, row["shape"])), row["type"], f"{row['bytes']:,}")
         screen.print(listing)
     screen.print(f"{found['parameters']:,} parameters, {found['bytes']:,} bytes, {found['bits_per_weight']:.2f} bits per weight")
+    if found["active_bytes"] < found["bytes"]:
+        screen.print(f"{found['active_parameters']:,} parameters, {found['active_bytes']:,} bytes read by a token")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything that `inspect` shows, as plain JSON data."""
+    from .checkpoint.layout import EMBEDDING
+
     types: dict[str, collections.Counter[str]] = {}
     rows = []
     for info in checkpoint.tensors.values():
@@ -61,13 +65,24 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         types.setdefault(info.format, collections.Counter()).update(tensors=1, weights=weights, bytes=info.nbytes)
         rows.append({"name": info.name, "shape": list(info.shape), "type": info.format, "bytes": info.nbytes})
     parameters = sum(row["weights"] for row in types.values())
+    config = checkpoint.config
+    active: collections.Counter[str] = collections.Counter()
+    for info in checkpoint.tensors.values():
+        share = 1.0
+        if len(info.shape) == 3:
+            share = config.num_experts_per_tok / config.num_local_experts
+        elif info.name == EMBEDDING and not config.tie_word_embeddings:
+            share = 1 / config.vocab_size
+        active.update(weights=round(math.prod(info.shape) * share), bytes=round(info.nbytes * share))
     return {
         "path": str(checkpoint.path),
         "kind": checkpoint.kind,
-        "config": checkpoint.config.to_dict(),
+        "config": config.to_dict(),
         "types": {name: dict(row) for name, row in sorted(types.items())},
         "tensors": rows,
         "parameters": parameters,
         "bytes": checkpoint.nbytes,
         "bits_per_weight": 8 * checkpoint.nbytes / parameters,
+        "active_parameters": active["weights"],
+        "active_bytes": active["bytes"],
     }

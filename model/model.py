@@ -379,9 +379,10 @@ class GraniteForCausalLM(nn.Module):
             self.generate(torch.zeros(rows, tokens, dtype=torch.int64), max_new_tokens=new, eos_token_id=[])
 
     def memory(self) -> memory.Memory:
-        """Bytes by kind, and the bits per weight."""
+        """Bytes by kind, those that a token reads, and the bits per weight."""
         return memory.measure(
             self.weights,
+            top_k=self.config.num_experts_per_tok,
             cache=self._cache.nbytes if self._cache is not None else 0,
             workspace=self._workspace.nbytes if self._workspace is not None else 0,
         )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import triton
 
 from granite_kernels.formats import get
 from granite_kernels.kernels.moe import experts_down_add, experts_gate_up_swiglu
+from granite_kernels.launch import DecodeLaunch, GroupedLaunch, MatrixLaunch
+from granite_kernels.linear import experts_operations, rows
 from granite_kernels.weight import DENSE, Part, Weight
 
 SIZES = {"3.1-1b-a400m": (1024, 512, 32), "3.1-3b-a800m": (1536, 512, 40)}  # hidden, inner, experts
@@ -34,3 +39,15 @@ def layer(preset: str, tokens: int, gate_up: str = DENSE, down: str = DENSE, kin
     experts_gate_up_swiglu(stream, weight(experts * 2 * inner, hidden, gate_up, dtype), chosen, experts=experts)
     products = torch.empty(1, tokens, TOP_K, inner, dtype=dtype)
     experts_down_add(products, weight(experts * hidden, inner, down, dtype), chosen, torch.empty(1, tokens, TOP_K), stream, scale=0.22)
+
+
+def large_tiles(monkeypatch: Any) -> None:
+    """Few programs with tiles that no GPU would take: a program costs the interpreter some ten milliseconds, whatever its size."""
+
+    def step(columns: int, tokens: int, format: str) -> MatrixLaunch:
+        steps = triton.next_power_of_2(-(-columns // 32))  # all at once
+        return MatrixLaunch(groups=32 if columns >= 256 else 8, warps=steps, splits=1, tokens=8 if tokens <= 8 else 16)
+
+    monkeypatch.setattr(experts_operations, "experts_launch", step)
+    monkeypatch.setattr(experts_operations, "grouped_launch", lambda choices, experts, dtype: GroupedLaunch(32, 256, 128, 4, 1))
+    monkeypatch.setattr(rows, "decode_launch", lambda gather: DecodeLaunch(1 if gather else 1024, 16, 4))

@@ -300,16 +300,7 @@ def test_sampling_is_what_was_asked_for(given: dict[str, Any], expected: dict[st
     assert cli_options.sampling_options(values) == {**values, **expected}
 
 
-def test_a_step_reads_the_chosen_experts_one_row_of_the_embedding_and_the_cache() -> None:
-    def read(config: GraniteConfig, context: float) -> float:
-        weights = 2 * config.parameters()
-        held = SimpleNamespace(config=config, dtype=torch.bfloat16, memory=lambda: SimpleNamespace(weights=weights))
-        return cli_generate.step_bytes(held, context)  # type: ignore[arg-type]  # three attributes are asked of it
-
-    dense = GraniteConfig.preset("3.1-2b")
-    assert read(dense, 0) == 2 * 2_533_531_648
-    assert read(dense, 1000) - read(dense, 0) == 1000 * 80 * 1024
-    untied = dataclasses.replace(dense, tie_word_embeddings=False)
-    assert read(untied, 0) == pytest.approx(read(dense, 0))  # the head is read, the embedding isn't
-    experts = GraniteConfig.preset("3.1-1b-a400m")
-    assert read(experts, 0) == pytest.approx(2 * 428.6e6, rel=1e-3)
+def test_a_step_reads_the_active_weights_and_the_cache() -> None:
+    config = GraniteConfig.preset("3.1-2b")
+    held = SimpleNamespace(config=config, dtype=torch.bfloat16, memory=lambda: SimpleNamespace(active=7))
+    assert cli_generate.step_bytes(held, 1000) == 7 + 1000 * 80 * 1024  # type: ignore[arg-type]  # three attributes are asked of it

@@ -8,11 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from granite_kernels import GraniteForCausalLM, launch
-from granite_kernels.launch import MatrixLaunch, Target
-from granite_kernels.linear import experts_operations
-from granite_kernels.weight import DENSE
-from tests import tiny
+from granite_kernels import GraniteForCausalLM
+from tests import experts_launches, tiny, tiny_hf
 
 # experts, chosen, heads, kv heads, size of the shared expert
 MIXTURES = {"8 top 2": (8, 2, 4, 2, 0), "10 top 4": (10, 4, 6, 2, 0), "40 top 8": (40, 8, 4, 2, 0), "shared": (8, 2, 6, 2, 96)}
@@ -20,13 +17,8 @@ MIXTURES = {"8 top 2": (8, 2, 4, 2, 0), "10 top 4": (10, 4, 6, 2, 0), "40 top 8"
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program costs the interpreter some ten milliseconds, whatever its size."""
-
-    def shape(columns: int, tokens: int, format: str) -> MatrixLaunch:
-        return MatrixLaunch(groups=8 if format == DENSE else 4, warps=2, splits=1, tokens=8 if tokens <= 8 else 16)
-
-    monkeypatch.setattr(launch, "INTERPRETED", Target(arch=90, sms=2))
-    monkeypatch.setattr(experts_operations, "experts_launch", shape)
+    tiny_hf.large_tiles(monkeypatch)
+    experts_launches.large_tiles(monkeypatch)
 
 
 FIRST, *OTHERS = MIXTURES
