@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from granite_kernels.model.config import GraniteConfig
+from granite_kernels.model.hf.models import CACHE
 
 from granite_kernels import GraniteForCausalLM
 
@@ -62,13 +63,17 @@ def main() -> None:
         return lambda: model(ids, logits_to_keep=1)
 
     def decode(model: Any) -> Callable[[], float]:
-        past = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-        token = ids[:, :1]
+        name = CACHE if model is theirs else "past_key_values"
+
+        def step(past: Any) -> Any:
+            return getattr(model(ids[:, :1], use_cache=True, **{name: past}), name)
+
+        past = getattr(model(ids, use_cache=True, logits_to_keep=1), name)
 
         def run() -> None:
             nonlocal past
             for _ in range(new):
-                past = model(token, past_key_values=past, use_cache=True).past_key_values
+                past = step(past)
 
         return lambda: seconds(run) / new
 
@@ -80,9 +85,10 @@ def main() -> None:
             raise SystemExit(f"the logits differ by {error:.2g} of their spread")
         steps = {"ours": decode(ours), "theirs": decode(theirs)}
         rows = []
-        for _ in range(arguments.runs):
-            row = {f"prompt, {name}": seconds(prompt(model)) for name, model in (("ours", ours), ("theirs", theirs))}
-            rows.append(row | {f"token, {name}": step() for name, step in steps.items()})
+        for run in range(arguments.runs):
+            turns = [("ours", ours), ("theirs", theirs)][:: -1 if run % 2 else 1]  # each begins every other time
+            row = {f"prompt, {name}": seconds(prompt(model)) for name, model in turns}
+            rows.append(row | {f"token, {name}": steps[name]() for name, _ in turns})
     print(
         f"{arguments.preset}, {arguments.layers} layers, {arguments.dtype}, {torch.get_num_threads()} threads; logits differ by {error:.1e}"
     )

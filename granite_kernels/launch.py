@@ -204,11 +204,14 @@ class GroupedLaunch:
     stages: int
 
 
+GROUPED_CHOICES = 64  # of one expert, on average, that the first shape takes
+
+
 def grouped_launch(choices: int, experts: int, dtype: torch.dtype) -> GroupedLaunch:
-    """Compiled, 2026-11 (no card yet). Two shapes: up to 64 choices an expert the weights' bytes are what counts."""
+    """Compiled, 2026-11 (no card yet). Two shapes: up to GROUPED_CHOICES an expert the weights' bytes are what counts."""
     if dtype == torch.float32:
         return GroupedLaunch(32, 32, 32, 4, 1)  # no tensor cores: registers limit
-    if choices <= 64 * experts:
+    if choices <= GROUPED_CHOICES * experts:
         return GroupedLaunch(64, 64, 64, 4, 3)
     return GroupedLaunch(128, 64, 64, 8, 3)
 

@@ -375,7 +375,9 @@ class GraniteForCausalLM(nn.Module):
         """
         context = min(1024, self.max_context) if context is None else context
         packed = any(module.format != DENSE for module in self.modules() if isinstance(module, Part))
-        for rows, tokens, new in warmup.requests(batch, context, kernels=self._ops.backend == "triton", packed=packed):
+        mixture = dict(experts=self.config.num_local_experts, top_k=self.config.num_experts_per_tok) if self.config.is_moe else {}
+        kernels, limit = self._ops.backend == "triton", self.max_context
+        for rows, tokens, new in warmup.requests(batch, context, kernels=kernels, packed=packed, limit=limit, **mixture):
             self.generate(torch.zeros(rows, tokens, dtype=torch.int64), max_new_tokens=new, eos_token_id=[])
 
     def memory(self) -> memory.Memory:

@@ -43,7 +43,7 @@ def verify(call: Call, orders: tuple[str, ...] = ORDERS[:1]) -> tuple[Tensor, Se
 # ------------------------------------------------------------------ numbers
 
 
-@pytest.mark.parametrize("tokens", [*range(1, 18), 33, 129])
+@pytest.mark.parametrize("tokens", [*range(1, 18), 33, 65])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_of_tokens(name: str, tokens: int) -> None:
     verify(make(name, tokens, experts=4, hidden=16, inner=8))
@@ -93,22 +93,6 @@ def test_real_sizes(name: str, columns: int, tokens: int) -> None:
 
 
 # ------------------------------------------------------------------ promises
-
-
-@pytest.mark.parametrize("tokens", [1, 3, 16])
-@pytest.mark.parametrize("name", NAMES)
-def test_each_chosen_expert_is_read_once_and_no_other(name: str, tokens: int) -> None:
-    call = make(name, tokens, experts=40, top_k=2, choosing="one for all")
-    rows = call.weight.view(40, -1)
-    chosen = set(call.tensors["chosen"].flatten().tolist())
-    for expert in range(40):
-        if expert not in chosen:
-            rows[expert] = float("nan")
-    result, (launch,) = verify(call)
-    assert result.isfinite().all()
-    readers = torch.from_numpy(launch["planes.0"].readers[: rows.nbytes // 32].copy()).view(40, -1)
-    assert [bool((readers[e] == 1).all()) for e in range(40)] == [e in chosen for e in range(40)]
-    assert launch.streamed_bytes == launch["planes.0"].read_bytes == len(chosen) * rows[0].nbytes
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,12 +18,14 @@ from granite_kernels.model.cache import Cache
 from granite_kernels.model.checkpoint.random import RandomCheckpoint
 from granite_kernels.model.config import GraniteConfig
 from granite_kernels.model.granite import Weights
+from granite_kernels.model.quantization import plan
 from granite_kernels.model.step import State, step
 from granite_kernels.model.weights import Loader, load_weights
 from torch import Tensor
 
 from granite_kernels import launch
 from granite_kernels.formats import get
+from granite_kernels.formats.mix import QUANTIZATIONS
 from granite_kernels.ops import choose
 from granite_kernels.weight import DENSE, Part, Weight
 from granite_kernels.workspace import Workspace
@@ -38,7 +40,8 @@ def decode_step(preset: str, quantization: str, batch: int, context: int, layers
     """A function that runs one decode step of `batch` rows with `context` tokens each, through the first `layers` layers, with
     the launch shapes of `arch`.
 
-    `quantization` is "none" (bfloat16) or the name of a format, for all matrices. Raises GraniteError for unknown names.
+    `quantization` is "none" (bfloat16), what `from_pretrained` takes, or the name of a format, for all matrices. Raises GraniteError
+    for unknown names.
     """
     config = dataclasses.replace(GraniteConfig.preset(preset), num_hidden_layers=layers)
     weights = stand_in(config, quantization, batch)
@@ -79,11 +82,14 @@ class Blank(Loader):
 
 
 def stand_in(config: GraniteConfig, quantization: str = UNQUANTIZED, batch: int = 1) -> Weights:
-    """Weights of `config`, all matrices in one format, zero but for the first `batch` rows of a dense embedding and the routers."""
+    """Weights of `config`, zero but for the first `batch` rows of a dense embedding and the routers."""
     generator = torch.Generator().manual_seed(0)
     checkpoint = RandomCheckpoint(config, seed=0, dtype=DTYPE, device=torch.device("cpu"))
     matrices = [name for name, info in checkpoint.tensors.items() if len(info.shape) > 1 and not name.endswith("router.layer.weight")]
-    formats = {} if quantization == UNQUANTIZED else dict.fromkeys(matrices, get(quantization).name)
+    if quantization in QUANTIZATIONS:
+        formats = plan(checkpoint.tensors, config.num_hidden_layers, quantization, "random weights")
+    else:
+        formats = {} if quantization == UNQUANTIZED else dict.fromkeys(matrices, get(quantization).name)
     weights = load_weights(Blank(checkpoint, DTYPE, torch.device("cpu"), formats=formats), config)
     (embed,) = weights.embed.parts
     if embed.format == DENSE:
