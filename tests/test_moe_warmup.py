@@ -11,8 +11,8 @@ from tests import served_moe
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "arch"), [("3.1-1b-a400m", 90), ("3.1-3b-a800m", 80)])
-def test_fifty_requests_compile_nothing_new(preset: str, arch: int) -> None:
-    result = in_child(f"{served_moe.__file__}:warmed", preset, arch, 50, 40, interpret=False)
+def test_requests_compile_nothing_new(preset: str, arch: int) -> None:
+    result = in_child(f"{served_moe.__file__}:warmed", preset, arch, 12, 40, interpret=False)
     assert result["new"] == []
     assert result["grouped"] == 4  # gate|up and down, of few choices an expert and of many
     layer = ("_norm_qkv_rope_append", "_attention_decode", "_linear_add", "_norm_route", "_experts_gate_up_swiglu", "_experts_down_add")
