@@ -187,7 +187,7 @@ def tiled_launch(rows: int, columns: int, tokens: int, target: Target) -> TiledL
 def experts_launch(columns: int, tokens: int, format: str) -> MatrixLaunch:
     """Of one expert's rows. Compiled, 2026-11 (no card yet). k is not shared: the experts fill the card between them."""
     step = 32 if format == "dense" else 64 if format in EIGHT_BITS else 256 if format in SUPER_BLOCKS else 128  # columns of a warp
-    wanted = 2 if tokens > 8 and columns < 1024 else 4
+    wanted = 2 if columns < 1024 and (tokens > 8 or format in EIGHT_BITS) else 4
     warps = next((n for n in (wanted, 2) if columns % (n * step) == 0), wanted if columns >= wanted * step else 1)
     groups = 2 if tokens > 8 or columns < 1024 or format != "dense" else 1  # enough bytes for what a program does beside the weights
     return MatrixLaunch(groups, warps, 1, 8 if tokens <= 8 else 16)
