@@ -100,8 +100,8 @@ def arguments(
         SHAPE=shape,
         num_warps=chosen.warps,
         enable_fp_fusion=True,
+        maxnreg=REGISTERS,
         **({"launch_pdl": True} if pdl else {}),
-        **({} if set(names) == {DENSE} else {"maxnreg": REGISTERS}),
     )
     return blocks_of(ends, half, names, chosen) * chosen.splits, common
 
