@@ -5,7 +5,7 @@
 # make bench    benchmarks that run here
 # make examine  every launch of the decode steps for six architectures, without a GPU; takes an hour
 # make gpu      on a machine with an NVIDIA GPU and the python3 that is there: its tests, then the benchmarks into RESULTS/<gpu>.json,
-#               row by row, in MINUTES
+#               row by row, in MINUTES; gpu-tests and gpu-bench are its halves
 
 PYTHON ?= python3
 RESULTS ?= bench/results
@@ -18,7 +18,7 @@ TREE := build/tree
 # the safe path leaves out the checkout itself, whose granite_kernels lacks model/ and bench/
 FROM_TREE = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH}
 
-.PHONY: demo test quick check bench examine gpu tree clean
+.PHONY: demo test quick check bench examine gpu gpu-tests gpu-bench tree clean
 
 demo: $(VENV)/.demo
 	$(BIN)/granite-kernels generate demo --prompt "Name the capital of France and one fact about it." --max-new-tokens 64
@@ -40,9 +40,14 @@ bench: $(VENV)/.test
 examine: $(VENV)/.test
 	$(BIN)/python -m granite_kernels.bench.offline.matrix
 
-gpu: tree
-	@$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu; tests=$$?; \
-	$(FROM_TREE) $(PYTHON) -m granite_kernels.bench.gpu --results $(RESULTS) --minutes $(MINUTES) && exit $$tests
+gpu:
+	@$(MAKE) --no-print-directory gpu-tests; tests=$$?; $(MAKE) --no-print-directory gpu-bench && exit $$tests
+
+gpu-tests: tree
+	@$(FROM_TREE) $(PYTHON) -m pytest -o pythonpath="$(TREE) ." tests/gpu
+
+gpu-bench: tree
+	@$(FROM_TREE) $(PYTHON) -m granite_kernels.bench.gpu --results $(RESULTS) --minutes $(MINUTES)
 
 tree:
 	@rm -rf $(TREE)
