@@ -60,8 +60,9 @@ def readme_block(reports: list[tuple[dict[str, Any], list[Row]]]) -> str:
     columns |= {name: SPEED[name] for name in ("TTFT ms", "GB/s", "MBU", "peak GB", "J/token")}
     lines = [] if any(header["kind"] == "gpu" for header, _ in reports) else [NOTHING, ""]
     for header, rows in reports:
-        versions, threads = header["versions"], f", {header['threads']} threads" if header["kind"] == "cpu" else ""
-        about = f"{header['device']}{threads}, torch {versions['torch']}, transformers {versions['transformers']}, {header['date'][:10]}"
+        versions, threads = header["versions"], header["threads"]
+        used = "" if header["kind"] == "gpu" else f", {threads} thread{'s' if threads > 1 else ''}"
+        about = f"{header['device']}{used}, torch {versions['torch']}, transformers {versions['transformers']}, {header['date'][:10]}"
         for model, mine in grouped((row for row in rows if row["kind"] == "speed" and row["status"] == OK), "model"):
             lines += [f"{model} on {about}:", "", *markdown_table(table("", columns, mine, texts=2)), ""]
     return "\n".join(lines).rstrip() + "\n"
