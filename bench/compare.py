@@ -1,8 +1,8 @@
 """Two reports held against each other: what became slower by more than both runs' spread is marked.
 
 A row is worse where its figure moved the wrong way by more than `threshold` and the intervals of the two runs, p20 to p80 for a
-kernel and mean plus or minus deviation for tokens/s, don't meet. So noise below its own deviation is never marked, and a
-row whose spread hides the threshold says that it can't tell.
+kernel and mean plus or minus deviation for tokens/s, don't meet. Where they do meet, it is "slower?": told, and no regression. A
+row that stood still, but whose spread could hide the threshold, is noisy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Change:
     before: Figure
     after: Figure
     ratio: float
-    verdict: str  # "worse", "better", "same", "noisy", or what happened to the row
+    verdict: str  # "worse", "slower?", "better", "same", "noisy", or what happened to the row
 
 
 def figures(row: Row) -> list[Figure]:
@@ -78,6 +78,8 @@ def _judge(about: tuple[Any, ...], old: Figure, new: Figure, threshold: float) -
     spread = max((figure.high - figure.low) / (2 * figure.value) for figure in (old, new))
     if apart and not 1 - threshold <= ratio <= 1 / (1 - threshold):
         verdict = "worse" if ratio < 1 else "better"
+    elif ratio < 1 - threshold:
+        verdict = "slower?"
     else:
         verdict = "noisy" if spread > threshold else "same"
     return Change(about, old, new, ratio, verdict)
@@ -94,7 +96,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def as_table(changes: list[Change], *, everything: bool = False) -> Table:
     """The marked rows, or all."""
-    order = ("worse", "missing", "error", "refused", "absent", "left out", "noisy", "better", "same")
+    order = ("worse", "missing", "error", "refused", "absent", "left out", "slower?", "noisy", "better", "same")
     shown = [change for change in changes if everything or change.verdict not in ("same", "noisy")]
     shown.sort(key=lambda change: (order.index(change.verdict), change.ratio))
     cells = tuple(
@@ -120,4 +122,4 @@ def told(changes: list[Change]) -> str:
 
 
 def regressed(changes: list[Change]) -> bool:
-    return any(change.verdict not in ("same", "noisy", "better") for change in changes)
+    return any(change.verdict not in ("same", "slower?", "noisy", "better") for change in changes)
