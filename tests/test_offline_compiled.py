@@ -174,6 +174,18 @@ def test_broken_limits_are_said(report: Report, change: dict[str, Any], said: st
     assert not any(re.search(said, fault) for fault in before)
 
 
+@pytest.mark.parametrize(
+    ("format", "batch", "limit"), [("q8_0", 1, 0.12), ("q4_k", 1, 0.18), ("q3_k", 1, 0.25), ("int4_g64_zero", 16, 0.28)]
+)
+def test_packed_formats_have_limits_of_their_own(report: Report, format: str, batch: int, limit: float) -> None:
+    case = dataclasses.replace(report.case, quantization=format, batch=batch)
+    for share, faults in ((0.99, 0), (1.01, 1)):
+        launch = report.launches[1]
+        launch = faulty(launch, metrics={"dynamic_instructions": round(share * limit * launch.traffic.dram)})
+        found = broken(dataclasses.replace(report, case=case, launches=(launch,)))
+        assert len([fault for fault in found if "instructions a byte" in fault]) == faults, found
+
+
 def test_limits_of_a_whole_step(report: Report) -> None:
     arguments = tuple(dataclasses.replace(x, name="partials_ptr", written=1 << 20) for x in report.launches[0].traffic.arguments)
     writing = dataclasses.replace(report.launches[0], traffic=dataclasses.replace(report.launches[0].traffic, arguments=arguments))

@@ -5,7 +5,7 @@ all architectures   no spills, shared memory within the class, 128-bit loads of 
                     weights' bytes; partial sums written at most 0.02 of all bytes; five launches a layer and three (dense models)
 sm_90, bfloat16     matrices and attention at most 0.08 warp instructions a byte; in flight on a multiprocessor at least 24 KiB
                     or 0.8 of the launch's bytes for it, for the matrices
-sm_90, packed       the H100's issue budget
+sm_90, packed       PACKED instructions a byte, by format, for one token and for more
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .roofline import Examined
 
 INSTRUCTIONS = 0.08
+PACKED = {"q8_0": (0.12, 0.18), "int8": (0.12, 0.18), "q5_k": (0.18, 0.28), "q6_k": (0.18, 0.28), "q4_k": (0.18, 0.28)}
+PACKED |= {f"int4_g{size}{zero}": (0.18, 0.28) for size in (32, 64, 128) for zero in ("", "_zero")}
+PACKED_ELSE = (0.25, 0.28)  # of one token, of 2 to 16
 IN_FLIGHT = 24 << 10
 REREAD, PARTIALS = 0.3, 0.02
 SCRATCH = ("partials_ptr", "sums_ptr", "weights_ptr")
@@ -48,6 +51,11 @@ def partial_sums(report: Report) -> float:
     return written / max(report.bytes, 1)
 
 
+def packed_limit(format: str, tokens: int) -> float:
+    """Warp instructions a byte that a launch over weights of this format may take on sm_90."""
+    return PACKED.get(format, PACKED_ELSE)[tokens > 1]
+
+
 def _is_attention(launch: Examined) -> bool:
     return "attention" in launch.traffic.name
 
@@ -68,7 +76,7 @@ def _of_launch(launch: Examined, report: Report) -> list[str]:
         found.append(f"streamed by loads of {sorted(widths)} bits")
     if report.arch == 90:
         card = cards_of(90)[0]
-        limit = INSTRUCTIONS if dense or _is_attention(launch) else card.issue_budget
+        limit = INSTRUCTIONS if dense or _is_attention(launch) else packed_limit(report.case.quantization, report.case.batch)
         if launch.instructions_per_byte > limit:
             found.append(f"{launch.instructions_per_byte:.3f} instructions a byte, limit {limit:.3f}")
         need = min(IN_FLIGHT, 0.8 * traffic.streamed / card.sms)
