@@ -3,7 +3,7 @@
 # make quick    the part of it to run all the time
 # make check    format, lint and types
 # make bench    benchmarks that run here
-# make examine  every launch of the decode steps for six architectures, without a GPU; takes an hour
+# make examine  every launch of the decode steps for six architectures, without a GPU; takes hours, and goes on where it stopped
 # make gpu      on a machine with an NVIDIA GPU and the python3 that is there: its tests, then the benchmarks into RESULTS/<gpu>.json,
 #               row by row, in MINUTES; gpu-tests and gpu-bench are its halves
 
