@@ -76,19 +76,38 @@ def prefetch(pointers):
 
 
 @triton.jit
+def lanes(COUNT: tl.constexpr, WARPS: tl.constexpr):
+    """Coordinates of the lanes of COUNT tiles, (rep, warp, g, t) int32 [COUNT * WARPS * 32, 1] each.
+
+    A tile of eight neighbours in two dimensions, whose order no version of Triton changes: 3.6 would exchange rep and t of five.
+    """
+    lane = tl.arange(0, COUNT * WARPS * 32)[:, None]
+    return lane // (WARPS * 32), lane // 32 % WARPS, lane // 4 % 8, lane % 4
+
+
+@triton.jit
+def of_tokens(values, WARPS: tl.constexpr):
+    """values [TOKENS], each where the lanes of x hold its token: [TOKENS * WARPS * 4, 1]."""
+    TOKENS: tl.constexpr = values.shape[0]
+    spread = tl.broadcast_to(tl.reshape(values, (TOKENS // 8, 1, 8, 1)), (TOKENS // 8, WARPS, 8, 4))
+    return tl.reshape(spread, (TOKENS * WARPS * 4, 1))
+
+
+@triton.jit
 def step_dense(
-    acc, products, x_row, norm_ptr, weight_row, inverse, first,
+    acc, products, x_row, x_first, norm_ptr, weight_row, weight_first, inverse, trip,
     COLUMNS: tl.constexpr, GROUPS: tl.constexpr, TOKENS: tl.constexpr, WARPS: tl.constexpr, UNROLL: tl.constexpr,
     KWIDTH: tl.constexpr, NORM: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """UNROLL * 32 columns; `first` int32 [1, WARPS, 1, t, 1], a lane's first eight."""
-    e = tl.arange(0, 8)[None, None, None, None, :]
+    """UNROLL * 32 columns, `trip` behind the first eight of each lane of x and of the weight, int32 [lanes, 1]."""
+    e = tl.arange(0, 8)[None, :]
     for step in tl.static_range(UNROLL):
-        at = first + step * 32 + e
+        at = weight_first + trip + step * 32 + e
         if EVEN:
             weight = tl.load(weight_row + at, eviction_policy="evict_first")
         else:
             weight = tl.load(weight_row + at, mask=at < COLUMNS, other=0.0, eviction_policy="evict_first")
+        at = x_first + trip + step * 32 + e
         x, h = load_x(x_row, norm_ptr, at, at < COLUMNS, inverse, TOKENS, EVEN, NORM)
         products = add_products(products, x, WARPS, TOKENS, NORM == 1)
         left = left_fragment(weight, GROUPS, WARPS, KWIDTH)
@@ -119,16 +138,19 @@ def piece_product(
     CHUNK: tl.constexpr = (COLUMNS + SPLITS * WARPS * SPAN - 1) // (SPLITS * WARPS * SPAN) * SPAN  # of one warp
     EVEN: tl.constexpr = COLUMNS == CHUNK * SPLITS * WARPS
     planes = planes[SHAPE.pieces[PIECE].plane : SHAPE.pieces[PIECE].plane + SHAPE.pieces[PIECE].planes]
-    rep = tl.arange(0, 2 * GROUPS)[:, None, None, None, None]
-    warp = tl.arange(0, WARPS)[None, :, None, None, None]
-    g = tl.arange(0, 8)[None, None, :, None, None]
-    lane = tl.arange(0, 4)[None, None, None, :, None]
-    first = (split * WARPS + warp) * CHUNK + lane * 8
+    if DENSE:
+        rep, warp, g, lane = lanes(2 * GROUPS, WARPS)
+    else:
+        rep = tl.arange(0, 2 * GROUPS)[:, None, None, None, None]
+        warp = tl.arange(0, WARPS)[None, :, None, None, None]
+        g = tl.arange(0, 8)[None, None, :, None, None]
+        lane = tl.arange(0, 4)[None, None, None, :, None]
     LINE: tl.constexpr = 1024 // planes[0].dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
     begins = tl.minimum((split * WARPS + warp) * (CHUNK * LENGTH // COLUMNS) + lane * LINE, LENGTH - 1)
     if DENSE:
         row = row_of(block * (GROUPS * 8) + rep // 2 * 8 + g, rep % 2, half, rows).to(tl.int64) + base
         weight_row = row_pointers(planes, ends, row, COLUMNS)
+        weight_first = (split * WARPS + warp) * CHUNK + lane * 8
         begins = weight_row + begins
     else:  # whole eights are far apart alike: constants of an instruction where they can be
         begins = planes[0] + ((eight_rows(block * GROUPS + rep // 2, rep % 2, half, rows) + base) * LENGTH + (g * LENGTH + begins))
@@ -137,8 +159,15 @@ def piece_product(
         prefetch(begins)
         gdc_wait()
     inverse = inverse_rms(x_ptr, tokens, eps, COLUMNS, TOKENS, SHAPE.one) if NORM == 2 else tl.full((TOKENS,), 1.0, tl.float32)
-    token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
-    x_row = x_ptr + (token if order is None else tl.reshape(order, (TOKENS // 8, 1, 8, 1, 1))).to(tl.int64) * COLUMNS
+    if DENSE:
+        block_of_x, warp, g, lane = lanes(TOKENS // 8, WARPS)
+        token = tl.minimum(block_of_x * 8 + g, tokens - 1) if order is None else of_tokens(order, WARPS)
+        x_first = (split * WARPS + warp) * CHUNK + lane * 8
+        inverse = of_tokens(inverse, WARPS) if NORM == 2 else 1.0
+    else:
+        token = tl.minimum(tl.arange(0, TOKENS // 8)[:, None, None, None, None] * 8 + g, tokens - 1)
+        token = token if order is None else tl.reshape(order, (TOKENS // 8, 1, 8, 1, 1))
+    x_row = x_ptr + token.to(tl.int64) * COLUMNS
     token = tl.minimum(tl.arange(0, TOKENS)[None, :, None], tokens - 1)
     x_rows = x_ptr + (token if order is None else order[None, :, None]).to(tl.int64) * COLUMNS
     acc = tl.zeros((WARPS, 16 * GROUPS, TOKENS), tl.float32)
@@ -156,7 +185,7 @@ def piece_product(
     for trip in tl.range(0, CHUNK, SPAN, num_stages=1):
         if DENSE:
             acc, products = step_dense(
-                acc, products, x_row, norm_ptr, weight_row, inverse, first + trip,
+                acc, products, x_row, x_first, norm_ptr, weight_row, weight_first, inverse, trip,
                 COLUMNS, GROUPS, TOKENS, WARPS, UNROLL, KWIDTH, NORM, EVEN,
             )  # fmt: skip
         elif PLAIN:

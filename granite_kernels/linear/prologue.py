@@ -41,7 +41,7 @@ def inverse_rms(x_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
 
 @triton.jit
 def load_x(x_row, norm_ptr, at, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr):
-    """x [TOKENS / 8, WARPS, 8, 4, 8] of columns `at`, as it stands and as it enters the product. x_row points to rows of x."""
+    """x of columns `at`, as it stands and as it enters the product. x_row points to rows of x; `inverse`: of its tokens, where NORM is 2."""
     x = tl.load(x_row + at) if EVEN else tl.load(x_row + at, mask=inside, other=0.0)
     if NORM == 0:
         return x, x
@@ -51,15 +51,14 @@ def load_x(x_row, norm_ptr, at, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.
         if NORM == 1:
             return x, x * norm
         else:
-            factor = tl.reshape(inverse, (TOKENS // 8, 1, 8, 1, 1))
-            return x, (x.to(tl.float32) * factor).to(x.dtype) * norm
+            return x, (x.to(tl.float32) * inverse).to(x.dtype) * norm
 
 
 @triton.jit
 def add_products(products, x, WARPS: tl.constexpr, TOKENS: tl.constexpr, SQUARES: tl.constexpr):
     """Add the products of tokens with one another, whose diagonal is the sums of squares: the registers of x serve both sides."""
     if SQUARES:
-        both = tl.broadcast_to(x, (2, WARPS, 8, 4, 8))
+        both = tl.broadcast_to(tl.reshape(x, (TOKENS // 8, WARPS, 8, 4, 8)), (2, WARPS, 8, 4, 8))
         products = tl.dot(left_fragment(both, 1, WARPS, 2), right_fragment(x, TOKENS, WARPS, 2), products)
     return products
 
