@@ -8,8 +8,9 @@ must hold: no weight passes through shared memory. Tiles are [rep, WARPS, g, t, 
 rows g and, by rep, g + half; warps split k as the batch of the product and meet in one sum at the end.
 
 Rows come in pairs `half` apart, which serves every epilogue: half = 8 makes sixteen neighbouring rows, half of a head the pairs of
-the rotation, half of gate|up the pairs of SwiGLU. A program owns `groups` * 8 pairs, so that x is fetched once for 16 * groups
-rows. `splits` programs share a row block along k; they meet at a ticket and the last one adds the partial sums in their order.
+the rotation, None (half of all rows) the pairs of SwiGLU; a constant, so that nothing is divided by it. A program owns `groups` * 8
+pairs, so that x is fetched once for 16 * groups rows. `splits` programs share a row block along k; they meet at a ticket and the
+last one adds the partial sums in their order.
 
 A weight is made of pieces along its rows, each of its own format; a program's rows are all of one piece, except where gate and up
 are pieces of their own. A dense weight is up to three matrices that lie apart, as the q, k and v of somebody else's model; each
@@ -29,18 +30,25 @@ from granite_kernels.linear.prologue import add_products, add_squares, inverse_r
 
 @triton.jit
 def row_of(pair, second, half, rows):
-    """The first or, where `second` is 1, the second row of a pair; past the end it is the last row."""
-    return tl.minimum((pair // half) * (2 * half) + pair % half + second * half, rows - 1)
+    """The first or, where `second` is 1, the second row of a pair; past the end it is the last row. half None: of all rows."""
+    if half is None:
+        return tl.minimum(pair, rows // 2 - 1) + second * (rows // 2)
+    else:
+        return tl.minimum((pair // half) * (2 * half) + pair % half + second * half, rows - 1)
 
 
 @triton.jit
 def eight_rows(group, second, half, rows):
     """First of the eight neighbours that are the first or, where `second` is 1, the second rows of a packed weight's group of pairs.
 
-    `half` is a multiple of 8; past the end they are the last eight, which planes have wherever `rows` ends.
+    `half` is a multiple of 8, or None for half of all rows; past the end they are the last eight, which planes have wherever `rows`
+    ends.
     """
-    pair = tl.minimum(group * 8, tl.cdiv(rows, 2 * half) * half - 8)
-    return ((pair // half) * (2 * half) + pair % half + second * half).to(tl.int64)
+    if half is None:
+        return (tl.minimum(group * 8, rows // 2 - 8) + second * (rows // 2)).to(tl.int64)
+    else:
+        pair = tl.minimum(group * 8, tl.cdiv(rows, 2 * half) * half - 8)
+        return ((pair // half) * (2 * half) + pair % half + second * half).to(tl.int64)
 
 
 @triton.jit

@@ -93,7 +93,7 @@ def _experts_gate_up_swiglu_kernel(
     if first != slot if BY_CHOICE else first == NOBODY:
         return
     inner = rows // 2
-    y = expert_product(x_ptr, planes, expert, choices, first, block, rows, inner, TOP_K, False, SHAPE)
+    y = expert_product(x_ptr, planes, expert, choices, first, block, rows, None, TOP_K, False, SHAPE)
     gate, up = pairs(y, GROUPS, TOKENS)
     row = block * (8 * GROUPS) + tl.arange(0, 8 * GROUPS)[:, None]
     at = choices.to(tl.int64)[None, :] * inner + row

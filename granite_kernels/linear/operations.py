@@ -94,7 +94,7 @@ def _norm_gate_up_swiglu_kernel(
 ):
     inner = rows // 2
     block, split = tl.program_id(0) // SHAPE.splits, tl.program_id(0) % SHAPE.splits
-    y, squares = product(x_ptr, norm_ptr, planes, ends, None, block, split, tokens, 0, inner, eps, NORM, SHAPE)
+    y, squares = product(x_ptr, norm_ptr, planes, ends, None, block, split, tokens, 0, None, eps, NORM, SHAPE)
     y, squares, last = meet(y, squares, block, split, tickets_ptr, partials_ptr, NORM, SHAPE)
     if last:
         y = normed(y, squares, eps, SHAPE.columns, NORM)
