@@ -67,6 +67,22 @@ def sum_rows(group, half, rows, base, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def sum_warps(values):
+    """Sum [WARPS, rows, columns] over the warps, neighbours first. A value is moved once; tl.sum of a dimension that warps share moves
+    it, and what becomes of it, five times.
+    """
+    WARPS: tl.constexpr = values.shape[0]
+    ROWS: tl.constexpr = values.shape[1]
+    COLUMNS: tl.constexpr = values.shape[2]
+    y = tl.permute(values, (1, 2, 0))
+    for halving in tl.static_range(8):
+        if WARPS >> (halving + 1):
+            a, b = tl.split(tl.reshape(y, (ROWS, COLUMNS, WARPS >> (halving + 1), 2)))
+            y = a + b
+    return tl.reshape(y, (ROWS, COLUMNS))
+
+
+@triton.jit
 def row_pointers(planes, ends, row, COLUMNS: tl.constexpr):
     """Where rows `row` (int64, any shape) of a dense weight begin; part i holds the rows below ends[i]."""
     pointers = planes[0] + row * COLUMNS
@@ -207,7 +223,7 @@ def piece_product(
                 acc, products, planes, x_row, norm_ptr, eight, g, sum_eight, first_unit, begin // 256, trip,
                 COLUMNS, FORMAT, UNROLL, WIDTH, GROUPS, TOKENS, WARPS, KWIDTH, NORM, NORM == 1 and not ALONE, EVEN,
             )  # fmt: skip
-    y = tl.sum(acc, 0)
+    y = sum_warps(acc)
     if not PLAIN and not DENSE:
         y *= 8388608.0  # 2^23: see decode.py
     if not PLAIN and (FORMAT == "int8" or FORMAT == "fp8"):
@@ -216,7 +232,7 @@ def piece_product(
         return y, tl.broadcast_to(tl.sum(products), (TOKENS,))
     else:
         own = tl.arange(0, 16)[:, None] == tl.arange(0, TOKENS)[None, :]
-        return y, tl.sum(tl.where(own, tl.sum(products, 0), 0.0), 0)
+        return y, tl.sum(tl.where(own, sum_warps(products), 0.0), 0)
 
 
 @triton.jit
