@@ -251,9 +251,9 @@ def place(block, ends, half, SHAPE: tl.constexpr):
 
 @triton.jit
 def first_rows(block, half, GROUPS: tl.constexpr):
-    """Rows of the first of each of a block's pairs, int64 [GROUPS * 8]."""
-    pair = block * (GROUPS * 8) + tl.arange(0, GROUPS * 8)  # 32 bits: a 64-bit division is some hundred instructions
-    return ((pair // half) * (2 * half) + pair % half).to(tl.int64)
+    """Rows of the first of each of a block's pairs, int32 [GROUPS * 8]."""
+    pair = block * (GROUPS * 8) + tl.arange(0, GROUPS * 8)
+    return (pair // half) * (2 * half) + pair % half
 
 
 @triton.jit

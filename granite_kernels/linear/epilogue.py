@@ -52,7 +52,7 @@ def store_swiglu(y, block, out_ptr, tokens, inner, GROUPS: tl.constexpr, TOKENS:
 @triton.jit
 def store_rotated(
     y,
-    row,  # int64 [8 * GROUPS]: first rows of the pairs
+    row,  # int32 [8 * GROUPS]: first rows of the pairs
     end,  # the row behind the last
     rotary_ptr,  # [positions, head_dim]: cos | sin
     positions_ptr,  # [tokens]
@@ -78,25 +78,20 @@ def store_rotated(
     head, at = (row // HEAD_DIM)[:, None], (row % HEAD_DIM)[:, None]
     token = tl.arange(0, TOKENS)[None, :]
     real = (token < tokens) & (row < end)[:, None]
-    sequence = (token // tokens_a_row).to(tl.int64)
-    slot = tl.load(lengths_ptr + sequence, mask=token < tokens, other=0).to(tl.int64) + token % tokens_a_row
+    sequence = ((token + 0.5) * (1.0 / tokens_a_row)).to(tl.int32)  # token // tokens_a_row, which has no instruction of its own
+    slot = tl.load(lengths_ptr + sequence, mask=token < tokens, other=0) + (token - sequence * tokens_a_row)
     turn = rotary_ptr + tl.load(positions_ptr + token, mask=token < tokens, other=0).to(tl.int64) * HEAD_DIM + at
     turned = real & (head < HEADS + KV_HEADS)
     cos = tl.load(turn, mask=turned, other=1.0).to(tl.float32)
     sin = tl.load(turn + HALF, mask=turned, other=0.0).to(tl.float32)
     first = tl.where(turned, a * cos - b * sin, a).to(q_ptr.dtype.element_ty)
     second = tl.where(turned, b * cos + a * sin, b).to(q_ptr.dtype.element_ty)
-    # every row has one destination, whose stores follow
-    is_q = real & (head < HEADS)
-    q = q_ptr + (token.to(tl.int64) * HEADS + head) * HEAD_DIM + at
-    tl.store(q, first, mask=is_q)
-    tl.store(q + HALF, second, mask=is_q)
-    is_k = turned & (head >= HEADS)
-    k = k_cache_ptr + sequence * k_cache_stride_batch + (head - HEADS) * k_cache_stride_head + slot * HEAD_DIM + at
-    tl.store(k, first, mask=is_k)
-    tl.store(k + HALF, second, mask=is_k)
-    kv = head - HEADS - KV_HEADS
-    is_v = real & (kv >= 0)
-    v = v_cache_ptr + sequence * v_cache_stride_batch + kv * v_cache_stride_head + slot * HEAD_DIM + at
-    tl.store(v, first, mask=is_v)
-    tl.store(v + HALF, second, mask=is_v)
+    # every row has one destination
+    is_v = head >= HEADS + KV_HEADS
+    cache = tl.where(is_v, v_cache_ptr, k_cache_ptr)
+    cache += (head - tl.where(is_v, HEADS + KV_HEADS, HEADS)).to(tl.int64) * tl.where(is_v, v_cache_stride_head, k_cache_stride_head)
+    cache += sequence.to(tl.int64) * tl.where(is_v, v_cache_stride_batch, k_cache_stride_batch)
+    q = q_ptr + (token.to(tl.int64) * HEADS + head) * HEAD_DIM
+    place = tl.where(head < HEADS, q, cache + slot.to(tl.int64) * HEAD_DIM) + at
+    tl.store(place, first, mask=real)
+    tl.store(place + HALF, second, mask=real)
