@@ -77,9 +77,9 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
         return _packed_launch(rows, columns, tokens, target, format)
     units = columns // 32
     if tokens == 1:
-        groups, fill = (2 if rows >= 8192 else 1), 1.1
+        groups, fill = (2 if rows >= 8192 else 1), 0.95
     elif tokens <= 8:
-        groups, fill = (1 if rows * columns <= 1 << 22 else 2), 1.4  # a small matrix needs the programs
+        groups, fill = (1 if rows * columns <= 1 << 22 else 2), 0.95  # a small matrix needs the programs
     elif rows * columns <= 1 << 22:
         groups, fill = 2, 0.7
     else:
@@ -88,7 +88,10 @@ def matrix_launch(rows: int, columns: int, tokens: int, target: Target, format: 
     splits = next((n for n in (1, 2, 4) if blocks * n >= fill * target.sms), 4)
     while splits > 1 and units % (4 * splits):
         splits //= 2
-    wanted = 8 if columns >= 8192 or (tokens > 8 and groups == 2) else 4
+    if columns >= 8192 or (tokens > 8 and groups == 2 and columns > 1024):
+        wanted = 8
+    else:
+        wanted = 2 if tokens > 8 and columns <= 1024 else 4
     warps = next((n for n in (wanted, 4, 2) if units % (n * splits) == 0 and units >= 4 * n * splits), 4 if units >= 16 else 1)
     return MatrixLaunch(groups, warps, splits, 8 if tokens <= 8 else 16)
 
