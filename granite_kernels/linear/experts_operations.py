@@ -13,7 +13,7 @@ from torch import Tensor
 from granite_kernels.launch import experts_launch, grouped_launch, target
 from granite_kernels.linear.experts import _experts_down_add_kernel, _experts_gate_up_swiglu_kernel
 from granite_kernels.linear.grouped import _combine_kernel, _grouped_kernel, _sort_choices_kernel
-from granite_kernels.linear.launches import NEIGHBOURS, pieces_of
+from granite_kernels.linear.launches import NEIGHBOURS, REGISTERS, pieces_of
 from granite_kernels.linear.shape import Shape
 from granite_kernels.operation import operation
 
@@ -47,6 +47,7 @@ def _launch(x: Tensor, planes: list[Tensor], format: str, experts: int, rows: in
         PDL=pdl,
         num_warps=launch.warps,
         enable_fp_fusion=True,
+        maxnreg=REGISTERS,
         **({"launch_pdl": True} if pdl else {}),
     )
     return (launch.blocks(rows, half), slots), keywords

@@ -41,7 +41,7 @@ def inverse_rms(x_ptr, tokens, eps, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
 
 @triton.jit
 def load_x(x_row, norm_ptr, at, inside, inverse, TOKENS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr):
-    """x of columns `at`, as it stands and as it enters the product. x_row points to rows of x; `inverse`: of its tokens, where NORM is 2."""
+    """x of columns `at`, as it stands and as it enters the product. x_row points to rows of x; `inverse` is of its tokens (NORM 2)."""
     x = tl.load(x_row + at) if EVEN else tl.load(x_row + at, mask=inside, other=0.0)
     if NORM == 0:
         return x, x
