@@ -30,6 +30,7 @@ from granite_kernels.formats.words import UNIT, gather, spread
 
 ROWS = 16  # rows of a plane are padded to a multiple of it
 CHUNK = 1 << 20  # weights converted at a time: temporaries stay small against any matrix
+PACK_CHUNK = 1 << 21  # of a file's blocks: half the bytes and twice the operations, each of which has a price of its own
 SEARCH_CHUNK = 1 << 18  # weights quantized at a time on the CPU: float32 temporaries stay in the cache (twice as fast)
 DEVICE_CHUNK = 1 << 24  # weights quantized at a time on a GPU: enough to fill it
 ROW = 0  # width of a group: the whole row
@@ -192,8 +193,8 @@ def pad_rows(values: Tensor) -> Tensor:
 
 
 def interleave(values: Tensor) -> Tensor:
-    """[rows, n] -> [rows / 8, n, 8]"""
-    return values.view(-1, 8, values.shape[1]).transpose(1, 2).contiguous()
+    """[rows, n] -> [rows / 8, n, 8], a view"""
+    return values.view(-1, 8, values.shape[1]).transpose(1, 2)
 
 
 def separate(values: Tensor) -> Tensor:

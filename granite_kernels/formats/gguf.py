@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from granite_kernels.errors import GraniteError
-from granite_kernels.formats.base import Content, Format, chunks, pad_rows
+from granite_kernels.formats.base import PACK_CHUNK, Content, Format, chunks, pad_rows
 
 
 class GgufFormat(Format):
@@ -27,7 +27,7 @@ class GgufFormat(Format):
         """The planes (base.py) of a matrix whose file holds `blocks` uint8 [rows, row_bytes]. Loses nothing."""
         rows, columns = self._check(shape)
         blocks = self._rows(blocks, rows, columns)
-        return self._joined(rows, columns, lambda first, last: self._pieces(pad_rows(blocks[first:last])))
+        return self._joined(rows, columns, lambda first, last: self._pieces(pad_rows(blocks[first:last])), PACK_CHUNK)
 
     def blocks(self, planes: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """The inverse of `pack`: blocks uint8 [rows, row_bytes], equal to the file's."""

@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from granite_kernels.formats.gguf import as_bytes, halves
-from granite_kernels.formats.words import UNIT
+from granite_kernels.formats.words import UNIT, swap
 
 
 def split_scales(packed: Tensor) -> Tensor:
     """s uint8 [rows, blocks, 12] -> int16 [rows, blocks * 8] of scale | min << 8."""
-    words = packed.view(torch.int32)  # four units in the bytes of a word
-    scales, mins, both = words.unbind(-1)
-    low = (scales & 0x3F3F3F3F, mins & 0x3F3F3F3F)
-    high = (both & 0x0F0F0F0F | (scales >> 2) & 0x30303030, (both >> 4) & 0x0F0F0F0F | (mins >> 2) & 0x30303030)
-    bytes_of_unit = torch.stack((low[0], high[0], low[1], high[1]), -1).view(torch.uint8).unflatten(-1, (2, 8))
-    return bytes_of_unit.transpose(-1, -2).contiguous().view(torch.int16).flatten(1)
+    scales, mins, both = (words.contiguous() for words in packed.view(torch.int32).unbind(-1))  # four units in the bytes of a word
+    units = torch.empty(*both.shape, 2, 2, dtype=torch.int32, device=packed.device)  # halves of four units, scales and mins
+    for kind, words, at in ((0, scales, 0), (1, mins, 4)):
+        units[..., 0, kind] = words & 0x3F3F3F3F
+        units[..., 1, kind] = (both >> at).bitwise_and_(0x0F0F0F0F).bitwise_or_((words >> 2).bitwise_and_(0x30303030))
+    pairs = units.view(torch.int64)  # from bytes s s s s m m m m
+    swap(pairs, 16, 0x00000000FFFF0000)  # to s s m m s s m m
+    swap(pairs, 8, 0x0000FF000000FF00)
+    return units.view(torch.int16).flatten(1)
 
 
 def join_scales(planes: Tensor) -> Tensor:

@@ -62,41 +62,49 @@ def spread(words: Tensor, bits: int) -> Tensor:
 
 def nibble_words(packed: Tensor) -> Tensor:
     """Bytes uint8 [..., n] whose low nibbles are a run of n codes and whose high nibbles are the next -> both runs' words, int32
-    [..., 2, n / 8]. As `gather` of `split`, but codes never take a byte each; n a multiple of 8, packed contiguous (overwritten).
+    [..., 2, n / 8]. As `gather` of `split`, but codes never take a byte each; n a multiple of 32, packed contiguous (overwritten).
     """
     words = packed.view(torch.int32)
-    _swap(words, 8, 0x0000FF00)  # bytes 2 * i0 + i1
-    _swap(words, 4, 0x00F000F0)  # bytes 2 * i0 + run, each with the pair i1
-    first, second = words.unflatten(-1, (-1, 2)).unbind(-1)  # i2
-    out = torch.empty(*first.shape[:-1], 2, first.shape[-1], dtype=torch.int32, device=packed.device)
-    moved = first.bitwise_right_shift(8).bitwise_xor_(second).bitwise_and_(0x00FF00FF)
-    torch.bitwise_xor(second, moved, out=out[..., 1, :])
-    torch.bitwise_xor(first, moved.bitwise_left_shift_(8), out=out[..., 0, :])
-    return out
+    swap(words, 8, 0x0000FF00)  # bytes 2 * i0 + i1
+    swap(words, 4, 0x00F000F0)  # bytes 2 * i0 + run, each with the pair i1
+    first, second = _deal(words)  # i2
+    _exchange(first, second, 8, 0x00FF00FF)
+    fours = [run.view(torch.complex128) for run in (first, second)]  # 16 bytes an element: torch moves elements one by one
+    return torch.stack(fours, -2).view(torch.int32)
 
 
 def pair_words(packed: Tensor) -> Tensor:
     """Bytes uint8 [..., n] of four codes of 2 bits, each of them of a run of n -> the runs' words, int32 [..., 4, n / 16]; as
-    `nibble_words`, n a multiple of 16.
+    `nibble_words`, n a multiple of 32.
     """
     words = packed.view(torch.int32)
-    _swap(words, 8, 0x0000FF00)  # bytes 2 * i0 + i1
-    _swap(words, 4, 0x00F000F0)  # bytes 2 * i0 + run // 2, each of nibbles i1
-    _swap(words, 2, 0x0C0C0C0C)  # nibbles 4 * i0 + run, each with the pair i1
-    quarters = words.unflatten(-1, (-1, 2, 2)).movedim((-2, -1), (0, 1)).contiguous()  # t % 2, i2
-    rows = [quarters[0, 0], quarters[1, 0], quarters[0, 1], quarters[1, 1]]  # that are to be nibbles 0 to 3 of each half of a word
+    swap(words, 8, 0x0000FF00)  # bytes 2 * i0 + i1
+    swap(words, 4, 0x00F000F0)  # bytes 2 * i0 + run // 2, each of nibbles i1
+    swap(words, 2, 0x0C0C0C0C)  # nibbles 4 * i0 + run, each with the pair i1
+    even, odd = _deal(words)  # i2
+    rows = [*_deal(even), *_deal(odd)]  # t % 2; they are to be nibbles 0 to 3 of each half of a word
     for one, other, bits, mask in ((0, 1, 4, 0x0F0F0F0F), (2, 3, 4, 0x0F0F0F0F), (0, 2, 8, 0x00FF00FF), (1, 3, 8, 0x00FF00FF)):
-        moved = rows[one].bitwise_right_shift(bits).bitwise_xor_(rows[other]).bitwise_and_(mask)
-        rows[other] ^= moved
-        rows[one] ^= moved.bitwise_left_shift_(bits)
-    return torch.stack(rows, -2)
+        _exchange(rows[one], rows[other], bits, mask)
+    return torch.stack([row.view(torch.int64) for row in rows], -2).view(torch.int32)
 
 
-def _swap(words: Tensor, bits: int, mask: int) -> None:
+def _deal(words: Tensor) -> tuple[Tensor, Tensor]:
+    """int32 [..., 2 * n] -> the words at even and at odd places, [..., n] each. Casts are vectorized, strides aren't."""
+    pairs = words.view(torch.int64)
+    return pairs.to(torch.int32), pairs.bitwise_right_shift(32).to(torch.int32)
+
+
+def swap(words: Tensor, bits: int, mask: int) -> None:
     """Exchange the bits of `mask` with those `bits` places above them, in place."""
     moved = words.bitwise_right_shift(bits).bitwise_xor_(words).bitwise_and_(mask)
-    words ^= moved
-    words ^= moved.bitwise_left_shift_(bits)
+    words ^= moved.mul_(1 + (1 << bits))  # both places in one product: they don't overlap
+
+
+def _exchange(one: Tensor, other: Tensor, bits: int, mask: int) -> None:
+    """Exchange the bits of `mask` in `other` with those `bits` places above them in `one`, in place."""
+    moved = one.bitwise_right_shift(bits).bitwise_xor_(other).bitwise_and_(mask)
+    other ^= moved
+    one ^= moved.bitwise_left_shift_(bits)
 
 
 def split(packed: Tensor, bits: int) -> Tensor:
