@@ -1,11 +1,12 @@
 """Named tensors become layers: q|k|v and gate|up fused, placed and converted, one tensor at a time. The only file that knows names.
 
-Everything is streamed: at most one source tensor is in memory beside the weights that are already built.
+Everything is streamed: at most one source tensor a thread is in memory beside the weights that are already built.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from granite_kernels.weight import Part, Weight
 
 from .checkpoint import Checkpoint, Stored
+from .checkpoint.layout import EMBEDDING, HEAD
 from .config import GraniteConfig
 from .granite import Experts, Layer, Weights
 from .packing import pack, stack, stack_experts, values
+from .workers import run
 
 Progress = Callable[[str], None]
 
@@ -102,11 +105,14 @@ def empty_matrix(rows: int, columns: int, dtype: torch.dtype, device: torch.devi
 
 def load_weights(loader: Loader, config: GraniteConfig) -> Weights:
     """Build every layer of `config` from the loader's checkpoint. A tied head shares the embedding's memory."""
-    embed = loader.weight("model.embed_tokens.weight")
-    layers = [_layer(loader, config, f"model.layers.{index}.") for index in range(config.num_hidden_layers)]
-    norm = loader.tensor("model.norm.weight")
-    head = embed if config.tie_word_embeddings else loader.weight("lm_head.weight")
-    return Weights(embed, layers, norm, head)
+    jobs: list[Callable[[], Any]] = [functools.partial(loader.weight, EMBEDDING)]
+    jobs += [functools.partial(_layer, loader, config, f"model.layers.{index}.") for index in range(config.num_hidden_layers)]
+    jobs += [functools.partial(loader.tensor, "model.norm.weight")]
+    jobs += [] if config.tie_word_embeddings else [functools.partial(loader.weight, HEAD)]
+    alone = loader.device.type != "cpu" or not loader.checkpoint.concurrent
+    embed, *built = [job() for job in jobs] if alone else run(jobs)
+    layers, (norm, *head) = built[: config.num_hidden_layers], built[config.num_hidden_layers :]
+    return Weights(embed, layers, norm, head[0] if head else embed)
 
 
 def _layer(loader: Loader, config: GraniteConfig, prefix: str) -> Layer:

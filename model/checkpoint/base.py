@@ -53,7 +53,8 @@ class Checkpoint(abc.ABC):
     """An open checkpoint; a context manager.
 
     Attributes: `kind` ("safetensors" or "gguf"), `path` (the folder or file), `config`, `tensors` (all that the model
-    uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's pairs).
+    uses, by canonical name), `tokenizer_files` (those in the folder), `gguf_metadata` (a GGUF's pairs), `concurrent` (whether several
+    threads may read at a time, in any order).
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Checkpoint(abc.ABC):
     tensors: dict[str, TensorInfo]
     tokenizer_files: tuple[Path, ...] = ()
     gguf_metadata: dict[str, Any]
+    concurrent: bool = True
 
     @abc.abstractmethod
     def read(self, name: str) -> Stored:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ class Prequantized(abc.ABC):
         self.settings, self.path, self.dtype = settings, path, dtype
         self.rounded: frozenset[str] = frozenset()  # the names in ROUNDED
         self._modules: dict[str, Infos] = {}
-        self._said_dense = False
+        self._said_dense, self._saying = False, threading.Lock()
 
     @abc.abstractmethod
     def is_packed(self, infos: Infos) -> bool:
@@ -137,8 +138,9 @@ class Prequantized(abc.ABC):
         if stored is not None:
             return stored
         dense = str(self.dtype).removeprefix("torch.")
-        if not self._said_dense:
-            self._said_dense = True
+        with self._saying:
+            first, self._said_dense = not self._said_dense, True
+        if first:
             self.say(f"{_described(coded)} have no format here: such weights are dequantized to {dense} and take its memory")
         return Stored(dense, coded.values().to(self.dtype).view(info.shape), info.shape)
 

@@ -18,6 +18,7 @@ class RandomCheckpoint(Checkpoint):
     """
 
     kind = "random"
+    concurrent = False
 
     def __init__(self, config: GraniteConfig, *, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.path, self.gguf_metadata = config, Path("random"), {}
