@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from granite_kernels.reference.linear import product, slow_in_16_bits
+from granite_kernels.reference.linear import HALVES, product, slow_in_16_bits
 from granite_kernels.reference.norm import rms_norm
 from granite_kernels.weight import Weight, dense_rows
 
@@ -48,8 +48,12 @@ def experts_down_add(inner: Tensor, down: Weight, chosen: Tensor, shares: Tensor
     """
     order = chosen.flatten().argsort(stable=True)
     products = _grouped(inner.flatten(0, 2).index_select(0, order), down, chosen, residual.shape[-1])
-    products = products.index_select(0, order.argsort()).view(*chosen.shape, products.shape[-1])
-    return residual + products.mul_(shares.to(products.dtype)[..., None]).sum(dim=2) * scale
+    places, shares = order.argsort().view(-1, chosen.shape[-1]), shares.to(products.dtype).flatten(0, 1)
+    if products.dtype in HALVES:  # a model in 16 bits rounds each product with its share
+        combined = products[places].mul_(shares[..., None]).sum(dim=1)
+    else:
+        combined = F.embedding_bag(places, products, per_sample_weights=shares, mode="sum")  # in one pass
+    return residual + combined.view_as(residual) * scale
 
 
 def _grouped(x: Tensor, weight: Weight, chosen: Tensor, rows: int) -> Tensor:
